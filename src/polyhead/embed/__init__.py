@@ -1,0 +1,1 @@
+"""Texts to vectors: the encoding engine, its backends, and the parts of a text."""
