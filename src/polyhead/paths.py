@@ -1,4 +1,4 @@
-"""Where Polyhead keeps what it makes for itself: exported models, remembered choices, indexes without a place."""
+"""Where Polyhead keeps what it makes: caches, indexes and downloaded data."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ __all__ = ["home"]
 
 
 def home() -> Path:
-    """The folder of Polyhead's own files: ``POLYHEAD_HOME`` where it is set, else the user's cache folder.
-
-    The folder is not created; who writes into it makes what it needs.
-
-    Example:
-        >>> from polyhead.paths import home
-        >>> home().name != ""
-        True
-    """
+    """The folder named by ``POLYHEAD_HOME``, else the user's cache folder for polyhead; made if it is missing."""
     given = os.environ.get("POLYHEAD_HOME")
     if given:
-        return Path(given).expanduser()
-    from platformdirs import user_cache_dir
+        folder = Path(given).expanduser()
+    else:
+        from platformdirs import user_cache_path
 
-    return Path(user_cache_dir("polyhead"))
+        folder = user_cache_path("polyhead")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,46 @@
+# `make demo` and `make test` work on a fresh machine: each makes the environment first if it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PYTEST_ARGS ?= -n 2 --dist loadscope
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help env demo test check tests bench docs clean
+
+help: ## show the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
+
+# torch first and alone: other resolvers and ranges fetch several GB of CUDA packages.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	@touch $@
+
+env: $(READY) ## make the environment in .venv
+
+demo: $(READY) ## index the Python standard library's documentation and ask it three questions
+	$(BIN)/python examples/demo.py
+
+test: check tests ## style, types and the whole test suite
+
+check: $(READY) ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+tests: $(READY) ## the tests alone; PYTEST_ARGS changes how
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(READY) ## speed and memory against peers, written to benchmarks/results/
+	$(BIN)/python benchmarks/encode.py
+	$(BIN)/python benchmarks/search.py
+
+docs: $(READY) ## build the documentation site into site/
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) site dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Search: documents in, ranked answers with reasons out."""
