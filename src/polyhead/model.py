@@ -36,7 +36,7 @@ def load(
     """Load a Transformer and find its heads; the model's code and weights are not changed.
 
     Args:
-        name_or_path_or_module: a folder, a ``.gguf`` file, a packaged name (``polyhead models``), a hub id, or a module.
+        name_or_path_or_module: a folder, a ``.gguf`` file, a packaged name (``polyhead models``), a hub id or a module.
         dtype: "float32", ``torch.bfloat16``, ...; None keeps the checkpoint's own (a module's as it is).
         device: where to put it; None leaves it on the CPU (a module where it is).
         tower: "text" or "vision" of a two-tower model, "encoder" or "decoder" of an encoder-decoder (default encoder).
@@ -155,7 +155,7 @@ class HeadedModel:
         return {key: value.to(self.device) for key, value in batch.items()}
 
     def output_weight(self, layer: int) -> torch.Tensor:
-        """``W_O`` of a layer, ``[heads, head_dim, hidden]``: ``sum_h head_h @ W_O[h] + bias`` is the attention output."""
+        """``W_O`` of a layer, ``[heads, head_dim, hidden]``: ``sum_h z_h @ W_O[h] + bias`` is the attention output."""
         at = self.attention_layers[layer]
         projection = at.output_projection
         weight = projection.weight  # Conv1D keeps [in, out], Linear [out, in].
@@ -258,7 +258,7 @@ class Recording:
 
     @property
     def attention(self) -> torch.Tensor:
-        """Attention weights ``[batch, layers, heads, queries, keys]``; each row of keys sums to 1 (less with a sink)."""
+        """Attention weights ``[batch, layers, heads, queries, keys]``; each row sums to 1 (less with a sink)."""
         return self._stacked(self._attention, "attention", self.layers)
 
     @property
@@ -328,7 +328,7 @@ def _attention_hooks(model: HeadedModel, recording: Recording, chosen: set[int])
     own_softmax = [layer for layer in model.attention_layers if not layer.uses_interface]
     with ExitStack() as stack:
         stack.callback(model.module.register_forward_pre_hook(restart).remove)
-        stack.enter_context(tapped(model.module, on_call))
+        stack.enter_context(tapped(model.module, on_call, interface=not own_softmax))
         for module in {id(layer.module): layer.module for layer in own_softmax}.values():
             stack.enter_context(_softmax_of(module, next_layer, recording, thread))
         yield

@@ -69,7 +69,7 @@ class _Found:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a linear layer: ``nn.Linear``, a quantised or wrapped one, or GPT-2's transposed ``Conv1D``."""
+    """Whether a module is a linear layer: ``nn.Linear``, a quantised one, or GPT-2's transposed ``Conv1D``."""
     weight = getattr(module, "weight", None)
     if not isinstance(weight, torch.Tensor) or weight.dim() != 2 or isinstance(module, nn.Embedding):
         return False
@@ -114,7 +114,7 @@ def find_attention_layers(root: nn.Module, name: str) -> tuple[AttentionLayer, .
     if not layers:
         raise UnreadableModelError(
             f"No attention heads found in '{name}' ({type(root).__name__}). Looked for modules that attend through "
-            f"transformers' attention interface (called {events.attention_calls} times in a probe run), and for modules "
+            f"transformers' attention interface (called {events.attention_calls} times in a probe), and for modules "
             f"with query, key and value projections followed by an output projection (found {events.fallback_calls}). "
             "Give a Transformer with softmax attention, or the sub-module that holds it."
         )
@@ -184,7 +184,10 @@ def _projection_owners(root: nn.Module) -> dict[int, tuple[nn.Module, int]]:
         linear = {name: child for name, child in module.named_children() if is_linear(child)}
         separate = [child for name, child in linear.items() if _SEPARATE.match(name)]
         fused = [child for name, child in linear.items() if _FUSED.match(name)]
-        query = next((child for name, child in linear.items() if name.startswith(("q", "in_proj_q"))), None)
+        query = next(
+            (child for name, child in linear.items() if _SEPARATE.match(name) and name.startswith(("q", "in_proj_q"))),
+            None,
+        )
         if len(separate) >= 3 and query is not None:
             width = _out_features(query)
         elif fused and (not separate or query is not None):

@@ -91,11 +91,12 @@ def _register() -> None:
 
 
 @contextmanager
-def tapped(module: nn.Module, watch: Watcher) -> Iterator[None]:
+def tapped(module: nn.Module, watch: Watcher, *, interface: bool = True) -> Iterator[None]:
     """Have ``watch`` called for every attention call of ``module`` in this thread while the block runs.
 
-    Models that attend without transformers' attention interface are not affected: nothing is called. Kernels other
-    than eager run as SDPA meanwhile, which gives the same numbers.
+    Kernels other than eager run as SDPA meanwhile, which gives the same numbers. ``interface=False`` is for a model
+    that attends without transformers' attention interface: nothing is called, and it runs its own eager attention,
+    since some such models (Falcon) choose their mask by the name of the kernel and do not know ours.
     """
     _register()
     configs = _configs(module)
@@ -104,7 +105,8 @@ def tapped(module: nn.Module, watch: Watcher) -> Iterator[None]:
             if _users.get(id(config), 0) == 0:
                 original = config._attn_implementation or "sdpa"
                 _originals[id(config)] = original
-                _set(config, _TAP_ADDITIVE if original == _EAGER else _TAP)
+                tap = _TAP_ADDITIVE if original == _EAGER else _TAP
+                _set(config, tap if interface else _EAGER)
             _users[id(config)] = _users.get(id(config), 0) + 1
     _watchers.stack.append(watch)
     try:

@@ -30,7 +30,7 @@ class EncodedQuery:
     Attributes:
         text: the question as it was asked.
         parts: the whole question first, then its parts in the order of ``split_parts``.
-        coverage: ``[parts]`` float32, the share of the question's words (characters where it has no spaces) in each part.
+        coverage: ``[parts]`` float32, share of the question's words (characters where it has no spaces).
         dense: ``[parts, dim]`` float32 vectors as the encoder gives them.
         heads: ``[parts, layers * heads * head_dim]`` float32, centred and unit-normalised per head, or None.
         head_shape: ``(layers, heads, head_dim)``.

@@ -36,6 +36,4 @@ def strategy(name_or_strategy: str | Strategy) -> Strategy:
     try:
         return STRATEGIES[name_or_strategy]()
     except KeyError:
-        raise InputError(
-            f"Unknown strategy '{name_or_strategy}'. Expected one of: {', '.join(STRATEGIES)}."
-        ) from None
+        raise InputError(f"Unknown strategy '{name_or_strategy}'. Expected one of: {', '.join(STRATEGIES)}.") from None

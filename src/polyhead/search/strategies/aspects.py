@@ -26,7 +26,7 @@ class Aspects(Strategy):
     With ``s(p, d) = (cos_dense + head_weight * cos_heads) / (1 + head_weight)``, ``cos_heads`` the mean of the per-head
     cosines, and ``spread`` the standard deviation of ``cos_dense`` between random rows of the index:
 
-    1. *Competition.* ``log P(d | p) = s(p, d) / T - logsumexp over p's nearest documents``, ``T = temperature * spread``.
+    1. *Competition.* ``log P(d | p) = s(p, d) / T - logsumexp over p's nearest``, ``T = temperature * spread``.
        A part that is near to everything singles out nothing and wins little.
     2. *The right to speak.* A part answers only if the corpus holds something nearer to it than anything is to the
        whole question. Short of ``top(whole) + margin * spread * coverage(p)`` it is charged the shortfall over ``T``.
@@ -34,7 +34,7 @@ class Aspects(Strategy):
        need only match it. This is how the default tells one-topic from many-topic questions.
     3. ``score(d) = max over p`` of the two together; the part that gives the maximum is the one the hit answers.
 
-    Knobs were chosen on the even-numbered queries of mrag-wikipedia and cranfield; ``docs/search.md`` gives both halves.
+    Knobs were chosen on every second query of mrag-wikipedia and cranfield; ``docs/search.md`` gives both halves.
 
     Args:
         temperature: in units of the index's spread.
@@ -82,7 +82,9 @@ class Aspects(Strategy):
                 shares = head_shares(query.heads[part], stored[i], query.head_shape)
             terms = {"log share of its part": float(evidence[part, i]), "charge": float(-charge[part])}
             reasons.append(Reason(part, float(dense[part, i]), shares, terms))
-        return Ranking(candidates[best], scores[best].astype(np.float32), reasons, self._decision(query, reasons, charge))
+        return Ranking(
+            candidates[best], scores[best].astype(np.float32), reasons, self._decision(query, reasons, charge)
+        )
 
     def _competition(self, similarity: np.ndarray, documents: np.ndarray, temperature: float) -> np.ndarray:
         """Log of each candidate's share ``[parts, candidates]`` among a part's ``depth`` nearest documents."""
@@ -101,6 +103,6 @@ class Aspects(Strategy):
         if by_part == 0:
             return f"asks one thing: the whole question found nearer documents than any of its {len(charge) - 1} parts"
         return (
-            f"asks several things: {free} of {len(charge) - 1} parts found something nearer than the whole question did, "
+            f"asks several things: {free} of {len(charge) - 1} parts found something nearer than the whole did, "
             f"and {by_part} of {len(reasons)} hits answer a part"
         )

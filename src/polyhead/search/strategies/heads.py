@@ -48,7 +48,7 @@ class Heads(Strategy):
 
 
 def scale_heads(vector: np.ndarray, weights: np.ndarray | None, head_shape: tuple[int, int, int]) -> np.ndarray:
-    """Scale each head of ``vector [layers * heads * head_dim]`` so that an inner product gives the weighted mean cosine."""
+    """Scale each head of ``vector`` so that its inner product with a stored row is the weighted mean cosine."""
     layers, heads, head_dim = head_shape
     if weights is None:
         return vector / np.float32(layers * heads)

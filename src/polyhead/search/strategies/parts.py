@@ -55,4 +55,6 @@ class Parts(Strategy):
             Reason(int(speaking[i]), float(similarity[speaking[i], i]), terms={"corrected cosine": float(scores[i])})
             for i in best
         ]
-        return Ranking(candidates[best], scores[best], reasons, f"{len(query.parts)} parts, the best one for each document")
+        return Ranking(
+            candidates[best], scores[best], reasons, f"{len(query.parts)} parts, the best one for each document"
+        )

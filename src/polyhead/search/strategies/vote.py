@@ -21,7 +21,7 @@ __all__ = ["Vote"]
 @paper("mrag")
 @dataclass(frozen=True)
 class Vote(Strategy):
-    """Every head retrieves its own nearest rows and votes ``importance * 2**-rank`` for each (arXiv 2406.05085, section 2).
+    """Every head retrieves its own nearest rows and votes ``importance * 2**-rank`` (arXiv 2406.05085, section 2).
 
     A head's importance is the mean norm of its vectors times the mean cosine distance between them, measured on the
     indexed rows (``head_statistics``). The paper compares raw head vectors; ours are centred first, as stored.
@@ -52,7 +52,9 @@ class Vote(Strategy):
         separate[index, index] = vector.reshape(layers * heads, head_dim)
         depth = min(max(self.depth, k), view.n)
         rows, _ = view.nearest(separate.reshape(layers * heads, -1), "heads", depth)
-        votes = np.asarray(importance, dtype=np.float64).reshape(-1, 1) * self.decay ** -np.arange(depth, dtype=np.float64)
+        votes = np.asarray(importance, dtype=np.float64).reshape(-1, 1) * self.decay ** -np.arange(
+            depth, dtype=np.float64
+        )
         found = rows >= 0
         candidates, where = np.unique(rows[found], return_inverse=True)
         totals = np.bincount(where, weights=votes[found], minlength=len(candidates))
