@@ -1,0 +1,453 @@
+"""Texts to dense vectors and per-head vectors, in one pass through the model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from polyhead.embed.backends import Backends
+from polyhead.embed.batching import token_batches
+from polyhead.embed.cache import EncoderCache
+from polyhead.embed.chunking import Chunk
+from polyhead.embed.facts import ModelFacts
+from polyhead.embed.fingerprint import fingerprint_of
+from polyhead.embed.folder import read_recipe
+from polyhead.embed.tokenizer import TextTokenizer
+from polyhead.embed.types import ChunkEmbeddings, Embeddings, LongTextWarning, OnLong, Progress
+from polyhead.errors import InputError
+from polyhead.hub import DEFAULT_MODEL, resolve
+
+__all__ = ["Encoder"]
+
+log = logging.getLogger("polyhead")
+
+# Texts tokenized and sorted together: enough for batches of like lengths, few enough to hold.
+WINDOW = 4096
+
+
+class Encoder:
+    """Encodes texts with a model, as its sentence-transformers folder (or a plain folder's defaults) says.
+
+    Plain folders get mean pooling, or the last token where the model is causal, and no normalisation. A text without
+    a single token (an empty text under a tokenizer that adds no special tokens) has vectors of zeros; where special
+    tokens are added, an empty text is encoded as these alone.
+
+    Constructing loads no weights. ``name``, ``fingerprint`` and, once a model was used on this machine, ``dim``,
+    ``head_shape`` and ``max_tokens`` need neither torch nor the model.
+
+    Args:
+        model: folder, ``.gguf`` file, short name of a packaged model, or hub id.
+        backend: "torch", "openvino", or "auto": what :meth:`calibrate` found fastest here. Long work (2,000 texts)
+            calibrates by itself; before that, auto is OpenVINO where the model is exported already, else torch.
+        precision: "fp32", "bf16", or "auto": on OpenVINO bf16 where the processor computes in it, else fp32.
+        layers: layers whose heads are given; negative ones count from the last.
+        pooling: name of a pooling (:data:`polyhead.pooling.POOLERS`) that replaces the folder's.
+        device: torch device; ``None`` takes CUDA where there is one.
+        cache_dir: where exports and calibrations are kept; ``None`` takes ``cache`` under ``POLYHEAD_HOME``.
+        max_tokens: a lower limit on input length than the model's.
+
+    Raises:
+        ModelNotFoundError: no such model.
+        InputError: the folder asks for modules that are not understood, or an argument is not one of those above.
+
+    Example:
+        >>> from polyhead.embed import Encoder
+        >>> found = Encoder("all-MiniLM-L6-v2", backend="torch").encode(["heads", "tails"], heads=True)
+        >>> found.dense.shape, found.heads.shape
+        ((2, 384), (2, 1, 12, 32))
+    """
+
+    def __init__(
+        self,
+        model: str = DEFAULT_MODEL,
+        *,
+        backend: Literal["auto", "torch", "openvino"] = "auto",
+        precision: Literal["auto", "fp32", "bf16"] = "auto",
+        layers: Sequence[int] = (-1,),
+        pooling: str | None = None,
+        device: str | None = None,
+        cache_dir: str | Path | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
+        _expect("backend", backend, ("auto", "torch", "openvino"))
+        _expect("precision", precision, ("auto", "fp32", "bf16"))
+        if not layers:
+            raise InputError("layers is empty; name at least one layer, such as -1 for the last")
+        found = resolve(str(model))
+        self.name = found.name
+        recipe = read_recipe(found.path if found.gguf_file is None else Path(found.path) / found.gguf_file)
+        if pooling is not None:
+            recipe = recipe.with_pooling(pooling)
+        self._recipe = recipe
+        self.prompts = dict(recipe.prompts)
+        self.fingerprint = fingerprint_of(recipe, layers, max_tokens)
+        self._backends = Backends(
+            recipe, tuple(layers), max_tokens, EncoderCache(self.fingerprint, cache_dir), (backend, precision, device)
+        )
+
+    @property
+    def _facts(self) -> ModelFacts:
+        return self._backends.facts
+
+    @property
+    def dim(self) -> int:
+        """Length of the dense vector."""
+        return self._facts.dim
+
+    @property
+    def head_shape(self) -> tuple[int, int, int]:
+        """``(layers, heads, head_dim)`` of the per-head vectors."""
+        return len(self._facts.layers), self._facts.heads, self._facts.head_dim
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest input, special tokens included; longer texts are split into chunks."""
+        return self._facts.max_tokens
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether the model's folder gives dense vectors of length 1."""
+        return self._recipe.normalizes
+
+    @property
+    def backend(self) -> str:
+        """What encodes now: backend and precision, such as "openvino bf16"; "" before the first text."""
+        return self._backends.current
+
+    @cached_property
+    def _tokenizer(self) -> TextTokenizer:
+        return TextTokenizer(self._facts.tokenizer, self._facts.max_tokens)
+
+    def calibrate(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Time the backends that agree with torch in float32 on this machine, take the fastest and remember it.
+
+        Takes seconds: the model is loaded and, where OpenVINO is installed, exported once.
+
+        Args:
+            progress: called after each candidate.
+
+        Returns:
+            ``{"backend", "precision", "candidates": [{"backend", "precision", "min_cosine", "texts_per_second"}]}``
+        """
+        return self._backends.calibrate(self._tokenizer, progress)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        heads: bool = False,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        progress: Progress | None = None,
+        on_long: OnLong = "chunk",
+    ) -> Embeddings:
+        """Encode texts; the result has their order.
+
+        Args:
+            texts: what to encode.
+            heads: whether to give per-head vectors too.
+            prompt: put in front of each text; ``None`` takes the folder's default prompt, "" none.
+            normalize: whether dense vectors get length 1; ``None`` does as the folder says.
+            progress: called with texts done and texts in all.
+            on_long: texts longer than ``max_tokens`` are split, and the vectors of their chunks averaged with their
+                tokens as weights, before normalisation ("chunk"), cut ("truncate"), or refused ("error").
+
+        Raises:
+            InputError: something other than strings, or a long text under "error".
+
+        Warns:
+            LongTextWarning: once a call, with the number of texts that were split or cut.
+        """
+        _expect("on_long", on_long, ("chunk", "truncate", "error"))
+        checked = _strings(texts)
+        result = self._empty(len(checked), heads)
+        long = 0
+        for first in range(0, len(checked), WINDOW):
+            window = checked[first : first + WINDOW]
+            report = _shifted(progress, first, len(checked))
+            dense, per_head, more = self._encode_window(window, heads, prompt, on_long, report, len(checked))
+            result.dense[first : first + len(window)] = dense
+            if result.heads is not None:
+                result.heads[first : first + len(window)] = per_head
+            long += more
+        self._normalize(result.dense, normalize)
+        _say_long(long, len(checked), self.max_tokens if long else 0, on_long)
+        return result
+
+    def encode_query(self, texts: Sequence[str], **options: Any) -> Embeddings:
+        """:meth:`encode` with the folder's "query" prompt, where it has one."""
+        return self.encode(texts, **{"prompt": self.prompts.get("query"), **options})
+
+    def encode_document(self, texts: Sequence[str], **options: Any) -> Embeddings:
+        """:meth:`encode` with the folder's "document" (or "passage", or "corpus") prompt, where it has one."""
+        named = [self.prompts[name] for name in ("document", "passage", "corpus") if name in self.prompts]
+        return self.encode(texts, **{"prompt": named[0] if named else None, **options})
+
+    def encode_chunks(
+        self,
+        texts: Sequence[str],
+        *,
+        heads: bool = False,
+        prompt: str | None = None,
+        overlap: int | None = None,
+        normalize: bool | None = None,
+        progress: Progress | None = None,
+    ) -> ChunkEmbeddings:
+        """Encode texts, long ones as several overlapping chunks with a vector each.
+
+        Args:
+            texts: what to encode.
+            heads: whether to give per-head vectors too.
+            prompt: put in front of each chunk; ``None`` takes the folder's default prompt, "" none.
+            overlap: tokens shared by neighbouring chunks; ``None`` takes 32, or a quarter of ``max_tokens`` where
+                that is less.
+            normalize: whether dense vectors get length 1; ``None`` does as the folder says.
+            progress: called with texts done and texts in all.
+        """
+        checked = _strings(texts)
+        parts: list[Embeddings] = []
+        owner: list[int] = []
+        start: list[int] = []
+        end: list[int] = []
+        for first in range(0, len(checked), WINDOW):
+            window = checked[first : first + WINDOW]
+            chunks, owners, _ = self._chunks(window, self._prompt(prompt), "chunk", overlap)
+            report = _shifted(progress, first, len(checked))
+            ids = [chunk.ids for chunk in chunks]
+            parts.append(self._run(ids, heads, self._skip(prompt), report, len(window), len(checked)))
+            owner += [first + each for each in owners]
+            start += [chunk.start for chunk in chunks]
+            end += [chunk.end for chunk in chunks]
+        whole = parts or [self._empty(0, heads)]
+        dense = np.concatenate([part.dense for part in whole])
+        per_head = np.concatenate([part.heads for part in whole if part.heads is not None]) if heads else None
+        self._normalize(dense, normalize)
+        offsets = [np.asarray(column, dtype=np.int64) for column in (owner, start, end)]
+        return ChunkEmbeddings(dense, per_head, *offsets)
+
+    def encode_stream(
+        self,
+        texts: Iterable[str],
+        *,
+        heads: bool = False,
+        prompt: str | None = None,
+        normalize: bool | None = None,
+        progress: Progress | None = None,
+        on_long: OnLong = "chunk",
+        window: int = WINDOW,
+    ) -> Iterator[Embeddings]:
+        """Encode texts from an iterator of any length in constant memory, ``window`` texts at a time, in order.
+
+        A window that was given is finished: stopping (Ctrl-C included) loses at most the window in work.
+
+        Args:
+            texts: what to encode; read one window ahead of what is given.
+            heads: whether to give per-head vectors too.
+            prompt: put in front of each text; ``None`` takes the folder's default prompt, "" none.
+            normalize: whether dense vectors get length 1; ``None`` does as the folder says.
+            progress: called with texts done and ``None``.
+            on_long: as in :meth:`encode`.
+            window: texts in each result but the last.
+
+        Warns:
+            LongTextWarning: once, at the end, with the number of texts that were split or cut.
+        """
+        _expect("on_long", on_long, ("chunk", "truncate", "error"))
+        if window < 1:
+            raise InputError(f"window = {window}, expected at least 1 text")
+        return self._stream(iter(texts), heads, prompt, normalize, progress, on_long, window)
+
+    def _stream(
+        self,
+        texts: Iterator[str],
+        heads: bool,
+        prompt: str | None,
+        normalize: bool | None,
+        progress: Progress | None,
+        on_long: OnLong,
+        window: int,
+    ) -> Iterator[Embeddings]:
+        done = long = 0
+        while some := _strings(list(islice(texts, window))):
+            report = _shifted(progress, done, None)
+            dense, per_head, more = self._encode_window(some, heads, prompt, on_long, report, len(some))
+            self._normalize(dense, normalize)
+            yield Embeddings(dense, per_head)
+            done, long = done + len(some), long + more
+        _say_long(long, done, self.max_tokens if long else 0, on_long)
+
+    def encode_token_ids(
+        self,
+        ids: Sequence[Sequence[int]],
+        *,
+        heads: bool = False,
+        normalize: bool | None = None,
+        progress: Progress | None = None,
+    ) -> Embeddings:
+        """Encode sequences of token ids as they are: special tokens are the caller's to give.
+
+        Args:
+            ids: token ids of each text; an empty sequence has vectors of zeros.
+            heads: whether to give per-head vectors too.
+            normalize: whether dense vectors get length 1; ``None`` does as the folder says.
+            progress: called with sequences done and sequences in all.
+
+        Raises:
+            InputError: a sequence longer than ``max_tokens``.
+        """
+        sequences = [np.asarray(each, dtype=np.int64) for each in ids]
+        for number, sequence in enumerate(sequences):
+            if len(sequence) > self.max_tokens:
+                raise InputError(
+                    f"sequence {number} has {len(sequence)} token ids; {self.name} takes {self.max_tokens}: "
+                    "split it, or give the text to encode_chunks"
+                )
+        result = self._run(sequences, heads, 0, _shifted(progress, 0, len(sequences)), len(sequences))
+        self._normalize(result.dense, normalize)
+        return result
+
+    def _prompt(self, prompt: str | None) -> str:
+        if prompt is not None:
+            return prompt
+        name = self._recipe.default_prompt
+        if name is None:
+            return ""
+        if name not in self.prompts:
+            raise InputError(f"{self.name} names the default prompt {name!r} but has {sorted(self.prompts)}")
+        return self.prompts[name]
+
+    def _skip(self, prompt: str | None) -> int:
+        text = self._prompt(prompt)
+        return self._tokenizer.prompt_length(text) if text and not self._recipe.include_prompt else 0
+
+    def _chunks(
+        self, texts: Sequence[str], prompt: str, on_long: OnLong, overlap: int | None
+    ) -> tuple[list[Chunk], list[int], int]:
+        """Chunks of the texts, the text that each is from, and how many texts were too long."""
+        chunks: list[Chunk] = []
+        owners: list[int] = []
+        long = 0
+        tokenized = self._tokenizer.ids([prompt + text for text in texts])
+        for number, (text, ids) in enumerate(zip(texts, tokenized, strict=True)):
+            if len(ids) <= self.max_tokens:
+                pieces = [Chunk(ids, 0, len(text), max(1, len(ids)))]
+            elif on_long == "error":
+                raise InputError(
+                    f"text {number} ({text[:40]!r}…) has {len(ids)} tokens; {self.name} takes {self.max_tokens}: "
+                    'shorten it, or use on_long="chunk"'
+                )
+            else:
+                long += 1
+                split = on_long == "chunk"
+                tokenizer = self._tokenizer
+                pieces = tokenizer.split(text, prompt, overlap) if split else [tokenizer.truncate(text, prompt)]
+            chunks += pieces
+            owners += [number] * len(pieces)
+        return chunks, owners, long
+
+    def _encode_window(
+        self,
+        texts: Sequence[str],
+        heads: bool,
+        prompt: str | None,
+        on_long: OnLong,
+        progress: Progress | None,
+        work: int,
+    ) -> tuple[np.ndarray, np.ndarray | None, int]:
+        """Not yet normalised vectors of a window of texts, chunks merged, and how many texts were too long."""
+        chunks, owners, long = self._chunks(texts, self._prompt(prompt), on_long, None)
+        found = self._run([chunk.ids for chunk in chunks], heads, self._skip(prompt), progress, len(texts), work)
+        if len(chunks) == len(texts):
+            return found.dense, found.heads, long
+        weights = np.asarray([chunk.weight for chunk in chunks], dtype=np.float64)
+        dense = _weighted_means(found.dense, owners, weights, len(texts))
+        return dense, None if found.heads is None else _weighted_means(found.heads, owners, weights, len(texts)), long
+
+    def _run(
+        self,
+        sequences: Sequence[np.ndarray],
+        heads: bool,
+        skip: int,
+        progress: Progress | None,
+        texts: int,
+        work: int | None = None,
+    ) -> Embeddings:
+        """Vectors of token sequences, not normalised; progress is told in texts."""
+        result = self._empty(len(sequences), heads)
+        if not sequences:
+            return result
+        backend = self._backends.get(self._tokenizer, texts if work is None else work)
+        done = 0
+
+        def sink(batch: Any, dense: np.ndarray, per_head: np.ndarray | None) -> None:
+            nonlocal done
+            result.dense[batch.rows] = dense
+            if result.heads is not None:
+                result.heads[batch.rows] = per_head
+            done += len(batch.rows)
+            if progress is not None:
+                progress(done * texts // len(sequences), None)
+
+        facts = self._facts
+        batches = token_batches(
+            sequences, budget=backend.token_budget, pad_id=facts.pad_id, multiple=8, limit=facts.max_tokens
+        )
+        backend.run(batches, heads, skip, sink)
+        if progress is not None:
+            progress(texts, None)
+        return result
+
+    def _empty(self, count: int, heads: bool) -> Embeddings:
+        per_head = np.zeros((count, *self.head_shape), dtype=np.float32) if heads else None
+        return Embeddings(np.zeros((count, self.dim), dtype=np.float32), per_head)
+
+    def _normalize(self, dense: np.ndarray, normalize: bool | None) -> None:
+        if self._recipe.normalizes if normalize is None else normalize:
+            dense /= np.maximum(np.linalg.norm(dense, axis=-1, keepdims=True), 1e-12)
+
+
+def _weighted_means(vectors: np.ndarray, owners: Sequence[int], weights: np.ndarray, count: int) -> np.ndarray:
+    """Weighted mean of the vectors of each owner: ``[m, ...]`` to ``[count, ...]``; owners ascend and skip none."""
+    starts = np.searchsorted(np.asarray(owners), np.arange(count))
+    shares = weights / np.add.reduceat(weights, starts)[np.asarray(owners)]
+    shaped = shares.reshape(-1, *[1] * (vectors.ndim - 1))
+    return np.add.reduceat(vectors * shaped, starts, axis=0).astype(np.float32)
+
+
+def _strings(texts: Sequence[str]) -> list[str]:
+    if isinstance(texts, (str, bytes)):
+        raise InputError("one string was given, expected several: put it in a list")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InputError(f"text {number} is {type(text).__name__}, expected str")
+    return list(texts)
+
+
+def _shifted(progress: Progress | None, first: int, total: int | None) -> Progress | None:
+    """A progress callback for a part of the work that begins at ``first``."""
+    if progress is None:
+        return None
+
+    def report(done: int, _: int | None) -> None:
+        progress(first + done, total)
+
+    return report
+
+
+def _say_long(long: int, count: int, max_tokens: int, on_long: OnLong) -> None:
+    if long:
+        what = "were split into chunks whose vectors are averaged" if on_long == "chunk" else "were cut"
+        message = f"{long} of {count} texts are longer than the model's {max_tokens} tokens and {what}"
+        warnings.warn(message, LongTextWarning, stacklevel=3)
+
+
+def _expect(name: str, given: str, known: Sequence[str]) -> None:
+    if given not in known:
+        raise InputError(f"{name} = {given!r}, expected one of {', '.join(known)}")

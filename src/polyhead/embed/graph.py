@@ -1,0 +1,132 @@
+"""Token ids to dense and per-head vectors as one torch module, which also OpenVINO's graph is made from."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polyhead.embed.folder import DenseStep
+from polyhead.errors import InputError
+from polyhead.pooling import pooler_for
+
+if TYPE_CHECKING:
+    from polyhead.model import HeadedModel
+
+__all__ = ["EncoderGraph"]
+
+
+class EncoderGraph(nn.Module):
+    """A headed model, its pooling and what follows it, up to (and without) the final normalisation.
+
+    Args:
+        model: the loaded model.
+        pooling: names of poolings, concatenated for the dense vector; heads are pooled by the first.
+        steps: linear layers and inner normalisations after the pooling.
+        layers: indices of the layers whose heads are given, not negative.
+    """
+
+    def __init__(
+        self, model: HeadedModel, pooling: Sequence[str], steps: Sequence[DenseStep | None], layers: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.module = model.module
+        self._model = model
+        self.pooler = pooler_for(pooling)
+        self.head_pooler = pooler_for(pooling[0])
+        self.steps = nn.ModuleList([_Normalize() if step is None else _Dense(step) for step in steps])
+        self.layers = tuple(layers)
+        self.with_heads = True
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, skip: int | Tensor = 0
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """Encode a batch.
+
+        Args:
+            input_ids: ``[batch, tokens]``.
+            attention_mask: ``[batch, tokens]``.
+            skip: tokens at the start of each text that are not pooled.
+
+        Returns:
+            Dense vectors ``[batch, dim]`` and, where ``with_heads`` is set, ``[batch, layers, heads, head_dim]``,
+            both float32.
+        """
+        if not self.with_heads:
+            return self._dense(self.states(input_ids, attention_mask), attention_mask, skip)
+        taken: dict[int, Tensor] = {}
+
+        def keep(layer: int, heads: Tensor) -> None:
+            pooled = self.head_pooler(heads.reshape(*attention_mask.shape, -1), attention_mask, skip)
+            taken[layer] = pooled.unflatten(-1, heads.shape[-2:]).float()
+
+        with self._model.tap_heads(keep, layers=self.layers):
+            states = self.states(input_ids, attention_mask)
+        dense = self._dense(states, attention_mask, skip)
+        return dense, torch.stack([taken[layer] for layer in self.layers], dim=1)
+
+    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """The model's last token states ``[batch, tokens, hidden]``."""
+        outputs = self._model(input_ids=input_ids, attention_mask=attention_mask)
+        states = getattr(outputs, "last_hidden_state", None)
+        if states is None:
+            raise InputError(
+                f"{type(self.module).__name__} gives {type(outputs).__name__} without last_hidden_state, so there are "
+                "no token states to pool; load the model without its task head (AutoModel)"
+            )
+        return states
+
+    def _dense(self, states: Tensor, mask: Tensor, skip: int | Tensor) -> Tensor:
+        vectors = self.pooler(states, mask, skip).float()
+        for step in self.steps:
+            vectors = step(vectors)
+        return vectors
+
+
+class _Normalize(nn.Module):
+    def forward(self, vectors: Tensor) -> Tensor:
+        return functional.normalize(vectors, dim=-1)
+
+
+class _Dense(nn.Module):
+    """Linear layer, activation and maybe a residual connection, with the weights of its folder."""
+
+    def __init__(self, step: DenseStep) -> None:
+        super().__init__()
+        self.linear = nn.Linear(step.in_features, step.out_features, bias=step.bias)
+        self.activation = _activation(step)
+        self.residual: nn.Module | None = None
+        if step.residual:
+            same = step.in_features == step.out_features
+            self.residual = nn.Identity() if same else nn.Linear(step.in_features, step.out_features, bias=False)
+        self.load_state_dict(_weights(Path(step.folder)))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        result = self.activation(self.linear(vectors))
+        return result if self.residual is None else result + self.residual(vectors)
+
+
+def _activation(step: DenseStep) -> nn.Module:
+    """The activation named in the folder; only torch's own, because a name could run anything."""
+    package, _, name = step.activation.rpartition(".")
+    found = getattr(importlib.import_module(package), name, None) if package.startswith("torch.nn") else None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise InputError(
+            f"{step.folder}/config.json asks for the activation {step.activation!r}; expected a class of torch.nn"
+        )
+    return found()
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    if (folder / "model.safetensors").is_file():
+        from safetensors.torch import load_file
+
+        return load_file(folder / "model.safetensors")
+    if (folder / "pytorch_model.bin").is_file():
+        return torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
+    raise InputError(f"{folder} has neither model.safetensors nor pytorch_model.bin; copy the model folder again")
