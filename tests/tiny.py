@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,7 +57,7 @@ VISION = {"vit", "deit", "dinov2", "clip-vision", "siglip-vision"}
 FALLBACK = {"mpnet", "deberta-v2", "falcon", "bloom"}
 
 
-def tiny(family: str, **changes: Any) -> nn.Module:
+def tiny(family: str, attention: str | None = None, **changes: Any) -> nn.Module:
     """A tiny random model of ``family``, in evaluation mode and float32, the same every time."""
     import transformers
 
@@ -72,7 +71,8 @@ def tiny(family: str, **changes: Any) -> nn.Module:
     else:
         config_name, given = _CONFIGS[family]
         config = getattr(transformers, config_name)(**{**given, **changes})
-    return transformers.AutoModel.from_config(config).eval()
+    kernel = {} if attention is None else {"attn_implementation": attention}
+    return transformers.AutoModel.from_config(config, **kernel).eval()
 
 
 def inputs_for(family: str, batch: int = 2) -> dict[str, torch.Tensor]:
@@ -95,6 +95,3 @@ def tower_of(family: str) -> str | None:
     """The tower a family's name speaks of."""
     name, _, tower = family.partition("-")
     return tower if name in TWO_TOWERS else None
-
-
-Builder = Callable[..., nn.Module]

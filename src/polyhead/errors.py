@@ -10,6 +10,7 @@ __all__ = [
     "MissingExtraError",
     "ModelNotFoundError",
     "PolyheadError",
+    "ReadError",
     "UnreadableModelError",
 ]
 
@@ -44,3 +45,15 @@ class IndexBusyError(PolyheadError):
 
 class MissingExtraError(PolyheadError, ImportError):
     """An optional dependency is not installed; the message names the extra to install."""
+
+
+class ReadError(PolyheadError):
+    """A document file that cannot be read: damaged, encrypted, binary, gone. Other files are not affected."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[ReadError], tuple[str, str]]:
+        return type(self), (self.path, self.reason)

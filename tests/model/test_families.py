@@ -58,9 +58,7 @@ def test_attention_equals_the_models_own(case):
     family, model, inputs = case
     with torch.no_grad(), model.record("attention") as recording:
         model(**inputs)
-    eager = tiny(family)
-    eager.set_attn_implementation("eager")
-    part = load(eager, tower=tower_of(family)).module
+    part = load(tiny(family, attention="eager"), tower=tower_of(family)).module
     with torch.no_grad():
         expected = part(**inputs, output_attentions=True).attentions
     assert len(expected) == model.layers
