@@ -11,18 +11,33 @@ from polyhead.search.heads import random_pairs
 __all__ = ["ArrayView", "View", "spread_of", "top_k"]
 
 SPREAD_SAMPLE = 2_000
+SCORES_AT_ONCE = 1 << 24
+WIDENED_ROWS = 1 << 13
+GROUP = 64
 
 
 class View(Protocol):
     """The rows of an index that pass a filter, as a strategy needs them. Row numbers run from 0 to ``n - 1``."""
 
-    n: int
-    documents: np.ndarray
-    """``[n]`` int64: number of the document each row is a chunk of."""
-    head_importance: np.ndarray | None
-    """``[layers, heads]`` from :func:`polyhead.search.heads.head_statistics`, or None."""
-    plan: str
-    """How vectors are searched, in words."""
+    @property
+    def n(self) -> int:
+        """How many rows pass the filter."""
+        ...
+
+    @property
+    def documents(self) -> np.ndarray:
+        """``[n]`` int64: number of the document each row is a chunk of."""
+        ...
+
+    @property
+    def head_importance(self) -> np.ndarray | None:
+        """``[layers, heads]`` from :func:`polyhead.search.heads.head_statistics`, or None."""
+        ...
+
+    @property
+    def plan(self) -> str:
+        """How vectors are searched, in words."""
+        ...
 
     @property
     def spread(self) -> float:
@@ -106,39 +121,52 @@ def spread_of(dense: np.ndarray, *, seed: int = 0) -> float:
     return float(np.einsum("pd,pd->p", sample[left], sample[right]).std())
 
 
-def top_k(queries: np.ndarray, matrix: np.ndarray, k: int, *, block: int = 16_384) -> tuple[np.ndarray, np.ndarray]:
+def top_k(queries: np.ndarray, matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Exact ``k`` largest inner products of ``queries [m, d]`` with the rows of ``matrix [n, d]``.
 
-    Scans in blocks of rows, so memory is bounded by ``m * (block + k)``; a float16 matrix is widened block by block.
+    Scans in blocks, so that at most ``SCORES_AT_ONCE`` scores are held; a matrix that is not float32 is widened block
+    by block (about ten times slower than float32 for one query).
 
     Returns:
         rows ``[m, k]`` int64, best first, ties to the lower row, -1 where there are fewer than ``k`` rows; and scores
         ``[m, k]`` float32, ``-inf`` there.
     """
-    m, n = len(queries), len(matrix)
     queries = np.ascontiguousarray(queries, dtype=np.float32)
-    kept_rows = np.full((m, 0), -1, dtype=np.int64)
-    kept_scores = np.zeros((m, 0), dtype=np.float32)
-    for start in range(0, n, block):
-        scores = queries @ np.asarray(matrix[start : start + block], dtype=np.float32).T
-        take = min(k, scores.shape[1])
-        if take < scores.shape[1]:
-            found = np.argpartition(-scores, take - 1, axis=1)[:, :take]
-            scores = np.take_along_axis(scores, found, 1)
-        else:
-            found = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-        kept_rows = np.concatenate([kept_rows, found + start], axis=1)
-        kept_scores = np.concatenate([kept_scores, scores], axis=1)
-        if kept_rows.shape[1] > 8 * k:
-            kept_rows, kept_scores = _best(kept_rows, kept_scores, k)
-    rows, scores = _best(kept_rows, kept_scores, k)
-    missing = k - rows.shape[1]
-    if missing > 0:
-        rows = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
-        scores = np.pad(scores, ((0, 0), (0, missing)), constant_values=-np.inf)
-    return rows, scores
+    m, n = len(queries), len(matrix)
+    rows = np.full((m, k), -1, dtype=np.int64)
+    best = np.full((m, k), -np.inf, dtype=np.float32)
+    step = SCORES_AT_ONCE // WIDENED_ROWS
+    for first in range(0, m, step):
+        some = slice(first, first + step)
+        width = SCORES_AT_ONCE // len(queries[some]) if matrix.dtype == np.float32 else WIDENED_ROWS
+        for start in range(0, n, width):
+            block = np.asarray(matrix[start : start + width], dtype=np.float32)
+            _keep_best(queries[some] @ block.T, start, rows[some], best[some])
+    return rows, best
 
 
-def _best(rows: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    return np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
+def _keep_best(scores: np.ndarray, start: int, rows: np.ndarray, best: np.ndarray) -> None:
+    """Merge ``scores [m, width]`` of the rows from ``start`` on into ``rows`` and ``best`` ``[m, k]``, in place."""
+    k = rows.shape[1]
+    least = _lower_bounds(scores, k)
+    for i, line in enumerate(scores):
+        # Everything that reaches the bound is kept, ties included: then ties fall to the lower row for certain.
+        found = np.flatnonzero(line >= max(least[i], best[i, -1])) if k else np.zeros(0, np.int64)
+        held = rows[i] >= 0
+        all_rows = np.concatenate([rows[i][held], found + start])
+        all_scores = np.concatenate([best[i][held], line[found]])
+        order = np.lexsort((all_rows, -all_scores))[:k]
+        rows[i, : len(order)], best[i, : len(order)] = all_rows[order], all_scores[order]
+
+
+def _lower_bounds(scores: np.ndarray, k: int) -> np.ndarray:
+    """``[m]`` numbers that at least ``k`` of each line of ``scores [m, width]`` reach, and few more than that."""
+    width = scores.shape[1]
+    if k == 0 or k >= width:
+        return np.full(len(scores), -np.inf, dtype=np.float32)
+    groups = width // GROUP
+    if groups < 4 * k:
+        return np.partition(scores, width - k, axis=1)[:, width - k]
+    # k groups whose maximum reaches the bound hold at least k scores that do: one pass, then a small partition.
+    maxima = scores[:, : groups * GROUP].reshape(len(scores), groups, GROUP).max(2)
+    return np.partition(maxima, groups - k, axis=1)[:, groups - k]
