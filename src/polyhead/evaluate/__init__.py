@@ -1,0 +1,1 @@
+"""Evaluation: tasks with known answers, metrics a query, and statistics for every comparison."""
