@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -9,6 +10,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Entry point of ``polyhead``; errors a user can act on are printed without a traceback, with exit status 1."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # bars in a log file help nobody
     from polyhead.cli.app import app
     from polyhead.errors import PolyheadError
 

@@ -85,6 +85,7 @@ class RetrievalReport:
 
     def table(self) -> Table:
         """A table for people: best in bold, intervals, a mark where the test tells a strategy from the first one."""
+        from rich.markup import escape
         from rich.table import Table
 
         names = list(self.results)
@@ -93,10 +94,10 @@ class RetrievalReport:
             title=f"{self.meta.get('data', 'retrieval')} · {self.meta.get('model', '')}".rstrip(" ·"),
             caption=f"95% bootstrap intervals. * differs from {first} (paired permutation test, Holm, 5%).",
         )
-        table.add_column("metric")
+        table.add_column("metric", no_wrap=True)
         table.add_column("n", justify="right")
         for name in names:
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="right", no_wrap=True)
         tests = {(c.metric, name): c.p_holm for c in self.comparisons for name in (c.a, c.b) if name != first}
         for metric, sample in self.results[first].items():
             best = max(self.results[name][metric].value for name in names)
@@ -106,8 +107,8 @@ class RetrievalReport:
                 mark = "*" if tests.get((metric, name), 1.0) < 0.05 else ""
                 value = f"{found.value:.3f}{mark}"
                 bold = f"[bold]{value}[/]" if found.value == best else value
-                cells.append(f"{bold} [dim]{found.low:.3f}-{found.high:.3f}[/]")
-            table.add_row(metric, str(sample.n), *cells)
+                cells.append(f"{bold}\n[dim]{found.low:.2f}–{found.high:.2f}[/]")
+            table.add_row(escape(metric), str(sample.n), *cells)
         return table
 
 

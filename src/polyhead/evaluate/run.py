@@ -54,7 +54,10 @@ def evaluate_retrieval(
         "backend": encoder.backend,
         "strategies": {one.name: {k: v for k, v in vars(one).items() if v is not None} for one in chosen},
         "depth": DEPTH,
-        "versions": {"polyhead": __version__, **{name: version(name) for name in ("transformers", "torch", "ir-measures")}},
+        "versions": {
+            "polyhead": __version__,
+            **{name: version(name) for name in ("transformers", "torch", "ir-measures")},
+        },
         "machine": platform.machine(),
     }
     return evaluate_runs(found, runs, seed=seed, meta=meta)
