@@ -6,6 +6,7 @@ __all__ = [
     "DataNotFoundError",
     "IndexBusyError",
     "IndexMismatchError",
+    "IndexStorageError",
     "InputError",
     "MissingExtraError",
     "ModelNotFoundError",
@@ -41,6 +42,10 @@ class IndexMismatchError(PolyheadError):
 
 class IndexBusyError(PolyheadError):
     """Another process is writing the same index."""
+
+
+class IndexStorageError(PolyheadError):
+    """An index that cannot be read or written: damaged, foreign, no permission, disk full."""
 
 
 class MissingExtraError(PolyheadError, ImportError):
