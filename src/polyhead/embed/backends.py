@@ -142,6 +142,9 @@ class Backends:
         if self.current == f"{name} {precision}":
             return
         self._active = self._openvino(precision) if name == "openvino" else self._torch(precision)
+        if name == "openvino":
+            # The export has its own copy of the weights.
+            self.__dict__.pop("_model", None)
         log.info("encoding with %s", self.current)
 
     def _candidates(self) -> list[tuple[str, str]]:
@@ -151,7 +154,7 @@ class Backends:
             log.info(
                 "OpenVINO is not installed; on a CPU it is often 3 times as fast: pip install 'polyhead[openvino]'"
             )
-        if self._model.device.type != "cpu":
+        if self._model.device.type != "cpu" and self._asked == "auto":
             names = ["torch"]
         bf16 = cpu_has_bf16() or self._model.device.type != "cpu"
         precisions = [self._precision] if self._precision != "auto" else ["fp32", *(["bf16"] if bf16 else [])]
@@ -185,11 +188,10 @@ class Backends:
             assert result.heads is not None
             result.heads[batch.rows] = heads
 
+        tokens = sum(map(len, sample))
         times = []
         for _ in range(1 + (rounds or 0)):
-            batches = token_batches(
-                sample, budget=backend.token_budget, pad_id=facts.pad_id, multiple=8, limit=facts.max_tokens
-            )
+            batches = token_batches(sample, budget=backend.budget(tokens), pad_id=facts.pad_id, limit=facts.max_tokens)
             begin = time.perf_counter()
             backend.run(batches, True, 0, sink)
             times.append(time.perf_counter() - begin)
@@ -204,7 +206,10 @@ class Backends:
 
         from polyhead.model import load
 
-        device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if self._asked == "openvino":
+            device = "cpu"
+        else:
+            device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         kind = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
         model = load(self._recipe.transformer, dtype=kind, device=device)
         # A cache of keys and values serves generation; here it would only hold memory.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,20 +11,16 @@ from typing import Any, Literal
 import numpy as np
 
 from polyhead.embed.backends import Backends
-from polyhead.embed.batching import token_batches
 from polyhead.embed.cache import EncoderCache
-from polyhead.embed.chunking import Chunk
+from polyhead.embed.engine import Engine, Job, Window
 from polyhead.embed.facts import ModelFacts
 from polyhead.embed.fingerprint import fingerprint_of
 from polyhead.embed.folder import read_recipe
-from polyhead.embed.tokenizer import TextTokenizer
 from polyhead.embed.types import ChunkEmbeddings, Embeddings, LongTextWarning, OnLong, Progress
 from polyhead.errors import InputError
 from polyhead.hub import DEFAULT_MODEL, resolve
 
 __all__ = ["Encoder"]
-
-log = logging.getLogger("polyhead")
 
 # Texts tokenized and sorted together: enough for batches of like lengths, few enough to hold.
 WINDOW = 4096
@@ -44,8 +38,8 @@ class Encoder:
 
     Args:
         model: folder, ``.gguf`` file, short name of a packaged model, or hub id.
-        backend: "torch", "openvino", or "auto": what :meth:`calibrate` found fastest here. Long work (2,000 texts)
-            calibrates by itself; before that, auto is OpenVINO where the model is exported already, else torch.
+        backend: "torch", "openvino", or "auto": what :meth:`calibrate` found fastest on this machine, now or in an
+            earlier run. Long work (2,000 texts) calibrates by itself; before that, auto is torch.
         precision: "fp32", "bf16", or "auto": on OpenVINO bf16 where the processor computes in it, else fp32.
         layers: layers whose heads are given; negative ones count from the last.
         pooling: name of a pooling (:data:`polyhead.pooling.POOLERS`) that replaces the folder's.
@@ -78,6 +72,10 @@ class Encoder:
     ) -> None:
         _expect("backend", backend, ("auto", "torch", "openvino"))
         _expect("precision", precision, ("auto", "fp32", "bf16"))
+        if backend == "openvino" and device not in (None, "cpu"):
+            raise InputError(
+                f"device = {device!r} with backend='openvino', which runs on the CPU here; use backend='torch'"
+            )
         if not layers:
             raise InputError("layers is empty; name at least one layer, such as -1 for the last")
         found = resolve(str(model))
@@ -88,9 +86,9 @@ class Encoder:
         self._recipe = recipe
         self.prompts = dict(recipe.prompts)
         self.fingerprint = fingerprint_of(recipe, layers, max_tokens)
-        self._backends = Backends(
-            recipe, tuple(layers), max_tokens, EncoderCache(self.fingerprint, cache_dir), (backend, precision, device)
-        )
+        cache = EncoderCache(self.fingerprint, cache_dir)
+        self._backends = Backends(recipe, tuple(layers), max_tokens, cache, (backend, precision, device))
+        self._engine = Engine(self.name, recipe, self._backends)
 
     @property
     def _facts(self) -> ModelFacts:
@@ -121,10 +119,6 @@ class Encoder:
         """What encodes now: backend and precision, such as "openvino bf16"; "" before the first text."""
         return self._backends.current
 
-    @cached_property
-    def _tokenizer(self) -> TextTokenizer:
-        return TextTokenizer(self._facts.tokenizer, self._facts.max_tokens)
-
     def calibrate(self, progress: Progress | None = None) -> dict[str, Any]:
         """Time the backends that agree with torch in float32 on this machine, take the fastest and remember it.
 
@@ -136,7 +130,7 @@ class Encoder:
         Returns:
             ``{"backend", "precision", "candidates": [{"backend", "precision", "min_cosine", "texts_per_second"}]}``
         """
-        return self._backends.calibrate(self._tokenizer, progress)
+        return self._backends.calibrate(self._engine.tokenizer, progress)
 
     def encode(
         self,
@@ -167,18 +161,16 @@ class Encoder:
         """
         _expect("on_long", on_long, ("chunk", "truncate", "error"))
         checked = _strings(texts)
-        result = self._empty(len(checked), heads)
+        result = self._engine.empty(len(checked), heads)
         long = 0
-        for first in range(0, len(checked), WINDOW):
-            window = checked[first : first + WINDOW]
-            report = _shifted(progress, first, len(checked))
-            dense, per_head, more = self._encode_window(window, heads, prompt, on_long, report, len(checked))
-            result.dense[first : first + len(window)] = dense
+        for first, window in self._windows(checked, Job(heads, prompt, on_long, work=len(checked)), progress):
+            merged = window.merged()
+            result.dense[first : first + window.texts] = merged.dense
             if result.heads is not None:
-                result.heads[first : first + len(window)] = per_head
-            long += more
+                result.heads[first : first + window.texts] = merged.heads
+            long += window.long
         self._normalize(result.dense, normalize)
-        _say_long(long, len(checked), self.max_tokens if long else 0, on_long)
+        _say_long(long, len(checked), on_long)
         return result
 
     def encode_query(self, texts: Sequence[str], **options: Any) -> Embeddings:
@@ -212,25 +204,19 @@ class Encoder:
             progress: called with texts done and texts in all.
         """
         checked = _strings(texts)
-        parts: list[Embeddings] = []
-        owner: list[int] = []
-        start: list[int] = []
-        end: list[int] = []
-        for first in range(0, len(checked), WINDOW):
-            window = checked[first : first + WINDOW]
-            chunks, owners, _ = self._chunks(window, self._prompt(prompt), "chunk", overlap)
-            report = _shifted(progress, first, len(checked))
-            ids = [chunk.ids for chunk in chunks]
-            parts.append(self._run(ids, heads, self._skip(prompt), report, len(window), len(checked)))
-            owner += [first + each for each in owners]
-            start += [chunk.start for chunk in chunks]
-            end += [chunk.end for chunk in chunks]
-        whole = parts or [self._empty(0, heads)]
-        dense = np.concatenate([part.dense for part in whole])
-        per_head = np.concatenate([part.heads for part in whole if part.heads is not None]) if heads else None
-        self._normalize(dense, normalize)
-        offsets = [np.asarray(column, dtype=np.int64) for column in (owner, start, end)]
-        return ChunkEmbeddings(dense, per_head, *offsets)
+        found = self._engine.empty(0, heads)
+        none = np.zeros(0, dtype=np.int64)
+        parts = [ChunkEmbeddings(found.dense, found.heads, none, none, none)]
+        job = Job(heads, prompt, overlap=overlap, work=len(checked))
+        for first, window in self._windows(checked, job, progress):
+            window.chunks.owner += first
+            parts.append(window.chunks)
+        columns = [
+            np.concatenate([getattr(part, name) for part in parts]) for name in ("dense", "owner", "start", "end")
+        ]
+        per_head = np.concatenate([part.heads for part in parts if part.heads is not None]) if heads else None
+        self._normalize(columns[0], normalize)
+        return ChunkEmbeddings(columns[0], per_head, *columns[1:])
 
     def encode_stream(
         self,
@@ -262,26 +248,28 @@ class Encoder:
         _expect("on_long", on_long, ("chunk", "truncate", "error"))
         if window < 1:
             raise InputError(f"window = {window}, expected at least 1 text")
-        return self._stream(iter(texts), heads, prompt, normalize, progress, on_long, window)
+        return self._stream(iter(texts), Job(heads, prompt, on_long), normalize, progress, window)
 
     def _stream(
-        self,
-        texts: Iterator[str],
-        heads: bool,
-        prompt: str | None,
-        normalize: bool | None,
-        progress: Progress | None,
-        on_long: OnLong,
-        window: int,
+        self, texts: Iterator[str], job: Job, normalize: bool | None, progress: Progress | None, window: int
     ) -> Iterator[Embeddings]:
         done = long = 0
-        while some := _strings(list(islice(texts, window))):
-            report = _shifted(progress, done, None)
-            dense, per_head, more = self._encode_window(some, heads, prompt, on_long, report, len(some))
-            self._normalize(dense, normalize)
-            yield Embeddings(dense, per_head)
-            done, long = done + len(some), long + more
-        _say_long(long, done, self.max_tokens if long else 0, on_long)
+        while some := list(islice(texts, window)):
+            for _, part in self._windows(_strings(some, done), job, _shifted(progress, done, None), window):
+                found = part.merged()
+                self._normalize(found.dense, normalize)
+                # Without the chunks' columns, which the caller has no use for.
+                yield Embeddings(found.dense, found.heads)
+                done, long = done + part.texts, long + part.long
+        _say_long(long, done, job.on_long)
+
+    def _windows(
+        self, texts: Sequence[str], job: Job, progress: Progress | None, window: int = WINDOW
+    ) -> Iterator[tuple[int, Window]]:
+        """The texts encoded window by window, with the number of each window's first text."""
+        for first in range(0, len(texts), window):
+            report = _shifted(progress, first, len(texts))
+            yield first, self._engine.encode(texts[first : first + window], job, report, first)
 
     def encode_token_ids(
         self,
@@ -309,7 +297,8 @@ class Encoder:
                     f"sequence {number} has {len(sequence)} token ids; {self.name} takes {self.max_tokens}: "
                     "split it, or give the text to encode_chunks"
                 )
-        result = self._run(sequences, heads, 0, _shifted(progress, 0, len(sequences)), len(sequences))
+        count = len(sequences)
+        result = self._engine.run(sequences, heads, 0, _shifted(progress, 0, count), count, count)
         self._normalize(result.dense, normalize)
         return result
 
@@ -318,12 +307,12 @@ class Encoder:
             dense /= np.maximum(np.linalg.norm(dense, axis=-1, keepdims=True), 1e-12)
 
 
-def _strings(texts: Sequence[str]) -> list[str]:
+def _strings(texts: Sequence[str], first: int = 0) -> list[str]:
     if isinstance(texts, (str, bytes)):
         raise InputError("one string was given, expected several: put it in a list")
     for number, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InputError(f"text {number} is {type(text).__name__}, expected str")
+            raise InputError(f"text {first + number} is {type(text).__name__}, expected str")
     return list(texts)
 
 
@@ -338,10 +327,10 @@ def _shifted(progress: Progress | None, first: int, total: int | None) -> Progre
     return report
 
 
-def _say_long(long: int, count: int, max_tokens: int, on_long: OnLong) -> None:
+def _say_long(long: int, count: int, on_long: OnLong) -> None:
     if long:
         what = "were split into chunks whose vectors are averaged" if on_long == "chunk" else "were cut"
-        message = f"{long} of {count} texts are longer than the model's {max_tokens} tokens and {what}"
+        message = f"{long} of {count} texts are longer than the model takes at once (max_tokens) and {what}"
         warnings.warn(message, LongTextWarning, stacklevel=3)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,7 +47,9 @@ def export_graph(graph: EncoderGraph, folder: Path) -> None:
     mask = torch.ones_like(ids)
     mask[0, 11:] = 0
     graph.with_heads = True
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Tracing warns of each size it meets in Python; the parity check shows whether one was kept by mistake.
+        warnings.simplefilter("ignore")
         model = openvino.convert_model(graph, example_input=(ids, mask, torch.tensor(0)))
     for given, name in zip(model.inputs, ("input_ids", "attention_mask", "skip"), strict=True):
         given.get_node().set_friendly_name(name)
@@ -62,13 +66,10 @@ class OpenVINOBackend:
     """
 
     name = "openvino"
-    # Small batches stay in the processor's caches; several of them run side by side.
-    token_budget = 2048
 
     def __init__(self, folder: Path, precision: str) -> None:
         openvino = _openvino()
         self.precision = precision
-        self._queue_of = openvino.AsyncInferQueue
         self._compiled = openvino.Core().compile_model(
             folder / _MODEL,
             "CPU",
@@ -77,6 +78,12 @@ class OpenVINOBackend:
                 "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[precision],
             },
         )
+        self._streams = int(self._compiled.get_property("NUM_STREAMS"))
+
+    def budget(self, tokens: int) -> int:
+        """Tokens a batch, where so many are to be encoded in all."""
+        # Small batches stay in the processor's caches, and little work is shared out among the streams.
+        return min(2048, max(256, -(-tokens // self._streams)))
 
     def run(self, batches: Iterable[Batch], heads: bool, skip: int, sink: Sink) -> None:
         """Encode batches and give each to ``sink`` with dense ``[batch, dim]`` and heads or ``None``.
@@ -85,28 +92,33 @@ class OpenVINOBackend:
             batches: what to encode.
             heads: whether heads are wanted.
             skip: tokens at the start of each text that are not pooled.
-            sink: takes each finished batch, in any order, one at a time.
+            sink: takes each finished batch.
         """
-        finished: list[tuple[Batch, np.ndarray, np.ndarray | None]] = []
-
-        def keep(request: Any, batch: Batch) -> None:
-            # The request's memory is used again for the next batch.
-            dense = request.get_output_tensor(0).data.copy()
-            finished.append((batch, dense, request.get_output_tensor(1).data.copy() if heads else None))
-
-        def drain() -> None:
-            while finished:
-                sink(*finished.pop(0))
-
-        queue = self._queue_of(self._compiled)
-        queue.set_callback(keep)
+        # No callbacks: OpenVINO calls them in its own threads, and a compiled model that is freed waits for these with
+        # Python's lock held, so that the two can wait for each other for ever.
+        requests = [self._compiled.create_infer_request() for _ in range(2 * self._streams)]
+        running: deque[tuple[Any, Batch]] = deque()
         skipped = np.asarray(skip, dtype=np.int64)
+
+        def finish() -> None:
+            request, batch = running.popleft()
+            request.wait()
+            # The request's memory is used again for the next batch.
+            found = [request.get_output_tensor(index).data.copy() for index in range(2 if heads else 1)]
+            requests.append(request)
+            sink(batch, found[0], found[1] if heads else None)
+
         try:
             for batch in batches:
+                if not requests:
+                    finish()
+                request = requests.pop()
                 inputs = {"input_ids": batch.ids, "attention_mask": batch.mask, "skip": skipped}
-                queue.start_async(inputs, batch)
-                drain()
+                request.start_async(inputs, share_inputs=True)
+                running.append((request, batch))
+            while running:
+                finish()
         finally:
             # Also on Ctrl-C: the requests in work must not outlive the memory they read.
-            queue.wait_all()
-        drain()
+            for request, _ in running:
+                request.wait()

@@ -32,8 +32,11 @@ class TorchBackend:
         self._graph = graph.eval()
         self._device = next(graph.parameters()).device
         self.precision = precision
+
+    def budget(self, tokens: int) -> int:
+        """Tokens a batch, where so many are to be encoded in all."""
         # Accelerators want work for thousands of cores; on a CPU the caches decide.
-        self.token_budget = 2048 if self._device.type == "cpu" else 32768
+        return 2048 if self._device.type == "cpu" else 32768
 
     def run(self, batches: Iterable[Batch], heads: bool, skip: int, sink: Sink) -> None:
         """Encode batches and give each to ``sink`` with dense ``[batch, dim]`` and heads or ``None``.
