@@ -14,12 +14,21 @@ from torch import nn
 
 from polyhead.errors import InputError, MissingExtraError, UnreadableModelError
 from polyhead.hub import ResolvedModel, resolve
+from polyhead.recording import Recording, attention_hooks, token_hooks
 from polyhead.structure import AttentionLayer, find_attention_layers
-from polyhead.tap import AttentionCall, attention_weights, tapped
 
 __all__ = ["AttentionLayer", "HeadedModel", "Recording", "load"]
 
 RECORDABLE = ("heads", "tokens", "attention")
+# transformers makes an empty tokenizer up where a folder has none of these.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "tokenizer_config.json",
+)
 HeadCallback = Callable[[int, torch.Tensor], "torch.Tensor | None"]
 
 
@@ -142,6 +151,11 @@ class HeadedModel:
         from transformers import AutoTokenizer
 
         folder, gguf = _transformer_folder(self.files), self.files.gguf_file
+        if gguf is None and not any((Path(folder) / file).is_file() for file in TOKENIZER_FILES):
+            raise InputError(
+                f"'{self.name}' has no tokenizer: {folder} holds none of {', '.join(TOKENIZER_FILES)}. Save the "
+                "tokenizer beside the model, or tokenize with your own."
+            )
         try:
             return AutoTokenizer.from_pretrained(
                 folder, trust_remote_code=self._trust_remote_code, **({"gguf_file": gguf} if gguf else {})
@@ -158,8 +172,9 @@ class HeadedModel:
         """``W_O`` of a layer, ``[heads, head_dim, hidden]``: ``sum_h z_h @ W_O[h] + bias`` is the attention output."""
         at = self.attention_layers[layer]
         projection = at.output_projection
-        weight = projection.weight  # Conv1D keeps [in, out], Linear [out, in].
-        matrix = weight if hasattr(projection, "nf") else weight.T
+        weight = projection.weight
+        assert isinstance(weight, torch.Tensor)
+        matrix = weight if hasattr(projection, "nf") else weight.T  # Conv1D keeps [in, out], Linear [out, in].
         return matrix.reshape(at.heads, at.head_dim, -1)
 
     def output_bias(self, layer: int) -> torch.Tensor | None:
@@ -227,9 +242,9 @@ class HeadedModel:
             if "heads" in what:
                 stack.enter_context(self.tap_heads(recording._add_heads, layers=chosen))
             if "tokens" in what:
-                stack.enter_context(_token_hooks(self, recording))
+                stack.enter_context(token_hooks(self, recording))
             if "attention" in what:
-                stack.enter_context(_attention_hooks(self, recording, set(chosen)))
+                stack.enter_context(attention_hooks(self, recording, set(chosen)))
             yield recording
 
     def _chosen(self, layers: Sequence[int] | None) -> list[int]:
@@ -239,197 +254,6 @@ class HeadedModel:
         if any(not 0 <= layer < self.layers for layer in chosen):
             raise InputError(f"Layers {list(layers)} were asked for; '{self.name}' has layers 0 to {self.layers - 1}.")
         return chosen
-
-
-class Recording:
-    """What one forward pass gave. Each is there when it was asked for; tensors stay in the autograd graph."""
-
-    def __init__(self, what: Sequence[str], layers: Sequence[int]) -> None:
-        self.what = tuple(what)
-        self.layers = list(layers)
-        self._heads: dict[int, torch.Tensor] = {}
-        self._attention: dict[int, torch.Tensor] = {}
-        self._tokens: dict[int, torch.Tensor] = {}
-
-    @property
-    def heads(self) -> torch.Tensor:
-        """Head outputs before the output projection, ``[batch, layers, heads, tokens, head_dim]``."""
-        return self._stacked(self._heads, "heads", self.layers)
-
-    @property
-    def attention(self) -> torch.Tensor:
-        """Attention weights ``[batch, layers, heads, queries, keys]``; each row sums to 1 (less with a sink)."""
-        return self._stacked(self._attention, "attention", self.layers)
-
-    @property
-    def tokens(self) -> torch.Tensor:
-        """Token states ``[batch, layers + 1, tokens, hidden]``: what enters each layer, and what leaves the last one.
-
-        The last entry is before a final norm, where the model has one after its layers.
-        """
-        return self._stacked(self._tokens, "tokens", sorted(self._tokens))
-
-    def layer_heads(self, layer: int) -> torch.Tensor:
-        """Head outputs of one layer, ``[batch, heads, tokens, head_dim]``; for models whose layers differ in shape."""
-        return self._one(self._heads, "heads", layer)
-
-    def layer_attention(self, layer: int) -> torch.Tensor:
-        """Attention weights of one layer, ``[batch, heads, queries, keys]``."""
-        return self._one(self._attention, "attention", layer)
-
-    def _add_heads(self, layer: int, z: torch.Tensor) -> None:
-        self._heads[layer] = z.movedim(-2, 1) if z.dim() == 4 else z.movedim(-2, 0).unsqueeze(0)
-
-    def _one(self, found: dict[int, torch.Tensor], kind: str, layer: int) -> torch.Tensor:
-        if layer not in found:
-            raise InputError(
-                f"No {kind} of layer {layer} recorded. Recorded: {', '.join(self.what)} of layers {self.layers}, from "
-                "the forward passes run inside the with block."
-            )
-        return found[layer]
-
-    def _stacked(self, found: dict[int, torch.Tensor], kind: str, order: Sequence[int]) -> torch.Tensor:
-        tensors = [self._one(found, kind, layer) for layer in order] if found else [self._one(found, kind, 0)]
-        shapes = {tuple(tensor.shape) for tensor in tensors}
-        if len(shapes) > 1:
-            raise InputError(
-                f"The layers' {kind} have different shapes {sorted(shapes)} and cannot be stacked; "
-                f"take them one by one with layer_{kind}(layer)."
-            )
-        return torch.stack(tensors, dim=1)
-
-
-@contextmanager
-def _attention_hooks(model: HeadedModel, recording: Recording, chosen: set[int]) -> Iterator[None]:
-    """Attention weights: from the interface's calls, else from the softmax that an attention module itself runs."""
-    order: dict[int, list[AttentionLayer]] = {}
-    for layer in model.attention_layers:
-        order.setdefault(id(layer.module), []).append(layer)
-    counts: dict[int, int] = {}
-    thread = threading.get_ident()
-
-    def next_layer(module: nn.Module) -> AttentionLayer | None:
-        slots = order.get(id(module))
-        if slots is None:
-            return None
-        call = counts.get(id(module), -1) + 1
-        counts[id(module)] = call
-        return slots[call] if call < len(slots) and slots[call].index in chosen else None
-
-    def on_call(call: AttentionCall) -> None:
-        layer = next_layer(call.module)
-        if layer is not None:
-            recording._attention[layer.index] = attention_weights(call)
-
-    def restart(*_: Any) -> None:
-        if threading.get_ident() == thread:
-            counts.clear()
-
-    own_softmax = [layer for layer in model.attention_layers if not layer.uses_interface]
-    with ExitStack() as stack:
-        stack.callback(model.module.register_forward_pre_hook(restart).remove)
-        stack.enter_context(tapped(model.module, on_call, interface=not own_softmax))
-        for module in {id(layer.module): layer.module for layer in own_softmax}.values():
-            stack.enter_context(_softmax_of(module, next_layer, recording, thread))
-        yield
-
-
-class _SoftmaxWatch(torch.overrides.TorchFunctionMode):
-    """Keeps the last four-dimensional softmax computed while it is active: an eager attention module's weights."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights: torch.Tensor | None = None
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") == "softmax" and isinstance(result, torch.Tensor) and result.dim() == 4:
-            self.weights = result
-        return result
-
-
-@contextmanager
-def _softmax_of(
-    module: nn.Module,
-    next_layer: Callable[[nn.Module], AttentionLayer | None],
-    recording: Recording,
-    thread: int,
-) -> Iterator[None]:
-    active: list[_SoftmaxWatch] = []
-
-    def before(module: nn.Module, args: Any) -> None:
-        if threading.get_ident() == thread:
-            watch = _SoftmaxWatch()
-            watch.__enter__()
-            active.append(watch)
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() != thread or not active:
-            return
-        watch = active.pop()
-        watch.__exit__(None, None, None)
-        layer = next_layer(module)
-        if layer is not None and watch.weights is not None:
-            recording._attention[layer.index] = watch.weights
-
-    handles = [module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextmanager
-def _token_hooks(model: HeadedModel, recording: Recording) -> Iterator[None]:
-    """Token states at the borders of the blocks, found as the members of the list of layers around the attention."""
-    blocks = _blocks_of(model)
-    thread = threading.get_ident()
-    position = {"next": 0}
-
-    def restart(*_: Any) -> None:
-        if threading.get_ident() == thread:
-            position["next"] = 0
-
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if threading.get_ident() == thread:
-            states = args[0] if args else kwargs["hidden_states"]
-            recording._tokens[position["next"]] = states
-
-    def after(module: nn.Module, args: Any, output: Any) -> None:
-        if threading.get_ident() == thread:
-            position["next"] += 1
-            recording._tokens[position["next"]] = output if isinstance(output, torch.Tensor) else output[0]
-
-    handles = [model.module.register_forward_pre_hook(restart)]
-    try:
-        for block in {id(block): block for block in blocks}.values():
-            handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
-            handles.append(block.register_forward_hook(after))
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _blocks_of(model: HeadedModel) -> list[nn.Module]:
-    """The module around each attention layer that stands directly in a list of modules: the Transformer block."""
-    lists = {id(child): child for child in model.module.modules() if isinstance(child, nn.ModuleList)}
-    blocks = []
-    for layer in model.attention_layers:
-        around = [
-            member
-            for container in lists.values()
-            for member in container
-            if any(inner is layer.module for inner in member.modules())
-        ]
-        if not around:
-            raise UnreadableModelError(
-                f"Token states of '{model.name}' cannot be recorded: no nn.ModuleList holds the block around "
-                f"'{layer.path}'. Record 'heads' and 'attention' instead."
-            )
-        blocks.append(min(around, key=lambda member: sum(1 for _ in member.modules())))
-    return blocks
 
 
 def _from_files(

@@ -200,13 +200,19 @@ def _projection_owners(root: nn.Module) -> dict[int, tuple[nn.Module, int]]:
 
 
 def _in_features(module: nn.Module) -> int:
-    given = getattr(module, "in_features", None)
-    return int(given) if given is not None else int(module.weight.shape[0])  # Conv1D keeps [in, out]
+    given: int | None = getattr(module, "in_features", None)
+    return int(given) if given is not None else int(_weight(module).shape[0])  # Conv1D keeps [in, out]
 
 
 def _out_features(module: nn.Module) -> int:
-    given = getattr(module, "out_features", None)
-    return int(given) if given is not None else int(module.weight.shape[1])
+    given: int | None = getattr(module, "out_features", None)
+    return int(given) if given is not None else int(_weight(module).shape[1])
+
+
+def _weight(module: nn.Module) -> torch.Tensor:
+    weight = module.weight
+    assert isinstance(weight, torch.Tensor)
+    return weight
 
 
 def _count(module: nn.Module, names: tuple[str, ...]) -> int | None:

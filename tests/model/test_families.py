@@ -72,7 +72,7 @@ def test_attention_equals_the_models_own(case):
 
 
 def test_tokens_stand_at_the_borders_of_the_layers(case):
-    family, model, inputs = case
+    _, model, inputs = case
     with torch.no_grad(), model.record("tokens") as recording:
         result = model(**inputs, output_hidden_states=True)
     own = result.hidden_states
