@@ -95,7 +95,8 @@ class ProblemLog:
         if self._problems is not None:
             self._problems[:] = [one for one in self._problems if not (one.lost and one.path == self.path)]
         where = "" if first.line is None else f"line {first.line}: "
-        return ReadError(self.path, f"none of {count:,} {what} could be read; the first: {where}{first.reason}")
+        summary = f"none of {count:,} {what} could be read; the first: " if count > 1 else ""
+        return ReadError(self.path, f"{summary}{where}{first.reason}")
 
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -137,7 +138,12 @@ class TextBuilder:
 
     def mark(self, text: str) -> None:
         """Note a heading at the place where the next block begins, without adding it to the text."""
-        self._headings.append((self._length + 2 if self._pieces else 0, text))
+        self._headings.append((self.next_offset, text))
+
+    @property
+    def next_offset(self) -> int:
+        """Where the next block begins, unless it is tight."""
+        return self._length + 2 if self._pieces else 0
 
     def _push(self, piece: str) -> None:
         self._pieces.append(piece)

@@ -38,7 +38,7 @@ def read_docx(stamp: FileStamp, text_field: str, log: ProblemLog) -> Iterator[Do
 
 
 def _open(data: bytes, stamp: FileStamp) -> Any:
-    from docx import Document as open_docx
+    import docx
 
     if data.startswith(b"\xd0\xcf\x11\xe0"):
         raise ReadError(stamp.path, "encrypted, or an old .doc under a new name: open it in Word and save it as .docx")
@@ -47,7 +47,7 @@ def _open(data: bytes, stamp: FileStamp) -> Any:
             unpacked = sum(entry.file_size for entry in archive.infolist())
         if unpacked > _LARGEST:
             raise ReadError(stamp.path, f"unpacks to {unpacked:,} bytes, more than {_LARGEST:,}: not read")
-        return open_docx(BytesIO(data))
+        return docx.Document(BytesIO(data))
     except ReadError:
         raise
     except Exception as error:

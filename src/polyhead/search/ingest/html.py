@@ -13,12 +13,14 @@ from polyhead.search.ingest.plain import encoding_attributes, file_title
 
 __all__ = ["fragment_blocks", "read_html"]
 
-_SKIPPED = set("script style noscript template svg nav iframe object canvas head select button datalist".split())
+_SKIPPED = {"script", "style", "noscript", "template", "svg", "nav", "iframe", "object", "canvas", "head", "select"}
+_SKIPPED |= {"button", "datalist"}
 _HEADINGS = {f"h{level}" for level in range(1, 7)}
-_BLOCKS = _HEADINGS | set(
-    "address article aside blockquote body caption center dd details div dl dt fieldset figcaption figure footer form "
-    "header hr html legend li main menu ol option p pre search section summary table tbody tfoot thead tr ul".split()
-)
+_BLOCKS = {"address", "article", "aside", "blockquote", "body", "caption", "center", "dd", "details", "div", "dl"}
+_BLOCKS |= {"dt", "fieldset", "figcaption", "figure", "footer", "form", "header", "hr", "html", "legend", "li"}
+_BLOCKS |= {"main", "menu", "ol", "option", "p", "pre", "search", "section", "summary", "table", "tbody", "tfoot"}
+_BLOCKS |= {"thead", "tr", "ul"}
+_BLOCKS |= _HEADINGS
 _TIGHT = {"li", "tr", "dd"}
 _LINE, _CELL = "\x00", "\x01"  # stand for <br> and the border of a table cell; HTML text cannot hold them
 _CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([\w.:-]+)", re.IGNORECASE)

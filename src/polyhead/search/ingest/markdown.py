@@ -58,7 +58,8 @@ def _front_matter(source: str) -> tuple[str, dict[str, Scalar]]:
 
 
 def _render(tokens: list[Token], builder: TextBuilder) -> None:
-    heading, item, cells, row_of_table = False, "", [], False
+    heading, item, row_of_table = False, "", False
+    cells: list[str] = []
     for token in tokens:
         match token.type:
             case "heading_open" | "heading_close":

@@ -37,8 +37,8 @@ def read_pdf(stamp: FileStamp, text_field: str, log: ProblemLog) -> Iterator[Doc
         if not builder.text:
             raise ReadError(
                 stamp.path,
-                f"no text in {len(starts)} page{'s'[: len(starts) != 1]} (scanned images?): run text recognition first, "
-                "for example ocrmypdf",
+                f"no text in {len(starts)} page{'s'[: len(starts) != 1]} (scanned images?): run text recognition "
+                "first, for example ocrmypdf",
             )
         attributes = _metadata(reader)
         headings = _bookmarks(reader, builder.text, starts) or builder.headings
@@ -72,7 +72,7 @@ def _pages(reader: PdfReader, builder: TextBuilder, log: ProblemLog) -> list[int
     starts: list[int] = []
     count = len(reader.pages)
     for number in range(count):
-        starts.append(len(builder.text) + 2 if builder.text else 0)
+        starts.append(builder.next_offset)
         try:
             text = reader.pages[number].extract_text()
         except Exception as error:  # as above; the other pages may be sound

@@ -21,18 +21,20 @@ _DIRECTIVE = re.compile(r"\s*\.\.\s+(?:\|[^|]+\|\s+)?([\w:.+-]+?)::(?:\s+(.*))?$
 _FOOTNOTE = re.compile(r"\s*\.\.\s+(\[[^\]]+\]\s+\S.*)$")
 _EXPLICIT = re.compile(r"\s*(?:\.\.|__)(?:\s|$)")  # a comment or a link target
 _OPTION = re.compile(r"\s*:[\w -]+:(?:\s|$)")
-_FLAG = re.compile(r"\s*:[\w -]+:\s*$")
+_FIELD = re.compile(r"\s*:([A-Za-z][^:`]*):\s+(?=\S)")
+_FLAG = re.compile(r"\s*:([\w -]+):\s*$")
+_FILE_FLAGS = {"orphan", "nocomments", "nosearch"}
 _BULLET = re.compile(r"\s*(?:[*+•-]|#\.|\(?\d{1,3}[.)])\s+(?=\S)")
 _TABLE_RULE = re.compile(r"\s*(?:\+[-=+]{3,}|={2,}(?:\s+={2,})+)\s*$")
 
 # Directives whose content is no text, those whose content is shown as it stands, and those whose argument is no text.
-_MECHANICAL = set(
-    "toctree contents index highlight include literalinclude image raw meta only ifconfig tabularcolumns default-role "
-    "role module currentmodule py:module py:currentmodule autofunction autoclass automodule automethod autosummary "
-    "sectionauthor moduleauthor testsetup testcleanup".split()
-)
-_VERBATIM = set("code-block code sourcecode parsed-literal doctest testcode testoutput productionlist math".split())
-_SILENT_ARGUMENT = _VERBATIM | set("figure list-table csv-table class container".split())
+_MECHANICAL = {"toctree", "contents", "index", "highlight", "include", "literalinclude", "image", "raw", "meta"}
+_MECHANICAL |= {"only", "ifconfig", "tabularcolumns", "default-role", "role", "module", "currentmodule", "py:module"}
+_MECHANICAL |= {"py:currentmodule", "autofunction", "autoclass", "automodule", "automethod", "autosummary"}
+_MECHANICAL |= {"sectionauthor", "moduleauthor", "testsetup", "testcleanup"}
+_VERBATIM = {"code-block", "code", "sourcecode", "parsed-literal", "doctest", "testcode", "testoutput", "math"}
+_VERBATIM |= {"productionlist"}
+_SILENT_ARGUMENT = _VERBATIM | {"figure", "list-table", "csv-table", "class", "container"}
 
 _ROLE = re.compile(r"(?<!\w):[\w:+.-]+:`([^`]+)`")
 _INLINE = (
@@ -65,7 +67,9 @@ class _Converter:
         self._at = 0
         self._builder = builder
         self._paragraph: list[str] = []
-        self._item = False
+        self._item = False  # the paragraph is a list item
+        self._tight = False  # it stands on the line after the last
+        self._in_table = False
 
     def run(self) -> None:
         while self._at < len(self._lines):
@@ -140,17 +144,26 @@ class _Converter:
 
     def _text(self, line: str) -> None:
         self._at += 1
-        if _TABLE_RULE.match(line) or (not self._paragraph and _FLAG.match(line)):
+        if _TABLE_RULE.match(line):
             self._flush()
+            self._in_table = self._at < len(self._lines) and bool(self._lines[self._at].strip())
             return
-        if line.lstrip().startswith("|"):  # a line block or a row of a grid table
+        if flag := _FLAG.match(line):
             self._flush()
-            self._builder.block(_plain(" | ".join(line.strip().strip("|").split("|")).strip()), tight=True)
+            self._builder.block("" if flag[1] in _FILE_FLAGS else f"{flag[1]}:", tight=True)
+            return
+        if self._in_table or line.lstrip().startswith("|"):  # or a line block
+            self._flush()
+            self._builder.block(_row(line), tight=True)
             return
         if bullet := _BULLET.match(line):
             self._flush()
             self._item = True
             line = line[bullet.end() :]
+        elif field := _FIELD.match(line):
+            self._flush()
+            self._tight = True
+            line = f"{field[1]}: {line[field.end() :]}"
         indent = _indent(line)
         self._paragraph.append(line)
         if line.rstrip().endswith("::"):
@@ -165,17 +178,24 @@ class _Converter:
     def _flush(self) -> None:
         lines, self._paragraph = self._paragraph, []
         item, self._item = self._item, False
+        tight, self._tight = self._tight or item, False
         if not lines:
             return
         if lines[0].lstrip().startswith(">>>"):
             self._builder.block(textwrap.dedent("\n".join(lines)))
             return
         text = _plain(" ".join(line.strip() for line in lines if line.strip()))
-        self._builder.block(("- " if item else "") + text if text else "", tight=item)
+        self._builder.block(("- " if item else "") + text if text else "", tight=tight)
 
 
 def _indent(line: str) -> int:
     return len(line) - len(line.lstrip())
+
+
+def _row(line: str) -> str:
+    """A row of a table or a line of a line block, with its cells apart."""
+    cells = line.strip().strip("|").split("|") if "|" in line else re.split(r"\s{2,}", line.strip())
+    return _plain(" | ".join(cell.strip() for cell in cells))
 
 
 def _role(found: re.Match[str]) -> str:
