@@ -169,6 +169,7 @@ class HeadMap:
             )
 
     def _combined(self, other: Any, symbol: str, operation: Callable[[Any, Any], Any], swap: bool = False) -> HeadMap:
+        value: Any
         if isinstance(other, HeadMap):
             self._same_shape(other)
             value, label = other.values, other.name

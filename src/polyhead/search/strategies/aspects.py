@@ -9,7 +9,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from polyhead.papers import paper
-from polyhead.search.strategies.base import Ranking, Reason, Strategy, best_per_document, candidate_rows, head_shares
+from polyhead.search.strategies.base import HeadShare, Ranking, Reason, Strategy, best_per_document, candidate_rows, head_shares
 
 if TYPE_CHECKING:
     from polyhead.search.query import EncodedQuery
@@ -77,7 +77,7 @@ class Aspects(Strategy):
         reasons = []
         for i in best:
             part = int(speaking[i])
-            shares = ()
+            shares: tuple[HeadShare, ...] = ()
             if stored is not None and query.heads is not None:
                 shares = head_shares(query.heads[part], stored[i], query.head_shape)
             terms = {"log share of its part": float(evidence[part, i]), "charge": float(-charge[part])}
