@@ -1,93 +1,284 @@
-"""Above what fits an exact scan: LanceDB's IVF_SQ index with refinement, filters applied before the search."""
+"""How a search is run: exactly in memory where the rows fit, else through the vector index. It says which it took."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polyhead.search.view import spread_of, top_k
+from polyhead.errors import InputError
+from polyhead.search.faults import told
+from polyhead.search.filters import COLUMNS, compile_filter
+from polyhead.search.view import SPREAD_SAMPLE, spread_of, top_k
 
-__all__ = ["ANN_ROWS", "ApproximateView"]
+if TYPE_CHECKING:
+    from polyhead.search.store import Store
 
-ANN_ROWS = 100_000
-"""Rows up to which an exact scan in memory is as fast as the index (``benchmarks/search.py``)."""
+__all__ = ["ExactView", "IndexView", "SearchLimits", "StoredView", "open_view"]
 
-PROBES, REFINE = 20, 10
+RECORD_COLUMNS = [*COLUMNS, "attributes"]
+REFINE = 10
+LEAST_PROBES = 20
 
 
-class ApproximateView:
-    """A view searched through the vector index of a LanceDB table; see :class:`polyhead.search.view.View`.
+@dataclass(frozen=True)
+class SearchLimits:
+    """When rows are searched exactly in memory: at most ``exact_rows`` of them, in at most ``memory_bytes``."""
 
-    Scores are exact inner products: the index brings candidates, refined against the full vectors.
+    exact_rows: int = 100_000
+    memory_bytes: int = 1 << 30
+
+
+def open_view(store: Store, where: str | None, limits: SearchLimits | None) -> StoredView:
+    """Plan by how many rows pass the filter, and open the view that suits (see :meth:`Store.view`)."""
+    limits = limits or SearchLimits()
+    sql = compile_filter(where)
+    table = store.snapshot()
+    with told(store.uri, "read"):
+        total = int(table.count_rows())
+        matching = int(table.count_rows(sql)) if sql else total
+    row_bytes = 4 * (store.meta.dim + store.meta.head_width)
+    most = min(limits.exact_rows, limits.memory_bytes // row_bytes)
+    if matching > most:
+        return IndexView(store, table, where, sql, total)
+    if sql is None or total > most:
+        return _whole(store, table, where, sql, total)
+    # The whole table fits: it is loaded once for all filters, and LanceDB says which rows pass this one.
+    whole = _whole(store, table, None, None, total)
+    return whole.subset(_row_ids(store, table, sql), where)
+
+
+def _whole(store: Store, table: Any, where: str | None, sql: str | None, total: int) -> ExactView:
+    """The exact view of all rows that pass ``sql``; the last two are kept with the store."""
+    key, views = (int(table.version), sql), store.views
+    if key not in views:
+        row_ids, documents = _listed(store, table, sql, by_id=True)
+        words = _exact_words(len(row_ids), total, where)
+        view = ExactView(store, table, row_ids, documents, lambda name: _load(store, table, sql, name, row_ids), words)
+        while len(views) >= 2:
+            views.pop(next(iter(views)), None)
+        views[key] = view
+    return views[key]
+
+
+def _exact_words(n: int, total: int, where: str | None) -> str:
+    return f"exact scan of {n:,} of {total:,} rows in memory" + (f" ({where.strip()})" if where else "")
+
+
+def _scan(table: Any, sql: str | None, columns: list[str]) -> Any:
+    query = table.search().select(columns).with_row_id(True)
+    return query.where(sql, prefilter=True) if sql else query
+
+
+def _row_ids(store: Store, table: Any, sql: str | None) -> np.ndarray:
+    with told(store.uri, "read"):
+        return np.asarray(_scan(table, sql, ["size"]).to_arrow()["_rowid"].to_numpy())
+
+
+def _listed(store: Store, table: Any, sql: str | None, *, by_id: bool) -> tuple[np.ndarray, np.ndarray]:
+    """LanceDB's row ids ``[n]`` and document numbers ``[n]`` of rows that pass, in the order of ids or of row ids."""
+    import pyarrow.compute as pc
+
+    columns = ["id", "doc_id"] if by_id else ["doc_id"]
+    with told(store.uri, "read"):
+        found = _scan(table, sql, columns).to_arrow()
+    found = found.take(pc.sort_indices(found["id" if by_id else "_rowid"]))
+    documents = found["doc_id"].combine_chunks().dictionary_encode()
+    if hasattr(documents, "chunks"):  # some versions of Arrow give one chunk, some the array
+        documents = documents.combine_chunks() if len(documents.chunks) != 1 else documents.chunk(0)
+    return found["_rowid"].to_numpy(), documents.indices.to_numpy().astype(np.int64)
+
+
+def _load(store: Store, table: Any, sql: str | None, column: str, row_ids: np.ndarray) -> np.ndarray:
+    """``[n, width]`` float32 of a vector column, read batch by batch into its place."""
+    width = vector_width(store, column)
+    matrix = np.empty((len(row_ids), width), dtype=np.float32)
+    order = np.argsort(row_ids, kind="stable")
+    ascending = row_ids[order]
+    with told(store.uri, "read"):
+        for batch in _scan(table, sql, [column]).to_batches():
+            places = order[np.searchsorted(ascending, batch.column("_rowid").to_numpy())]
+            matrix[places] = _vectors_of(batch.column(column), width)
+    return matrix
+
+
+def _vectors_of(column: Any, width: int) -> np.ndarray:
+    """``[n, width]`` of an Arrow array of fixed-size lists, without copying."""
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False)).reshape(-1, width)
+
+
+def vector_width(store: Store, column: str) -> int:
+    """Numbers in a vector of ``column``; InputError where the index has no such vectors."""
+    widths = {"dense": store.meta.dim, "heads": store.meta.head_width}
+    if not widths.get(column):
+        raise InputError(
+            f"This index has no vectors '{column}', expected one of {[name for name in widths if widths[name]]}. "
+            "An index made without head vectors can be made anew with --rebuild."
+        )
+    return widths[column]
+
+
+class StoredView(ABC):
+    """What the exact and the indexed view share: which rows they are, and their records.
+
+    Row numbers follow the order of ids in an exact view, so that ties do not depend on how the table came about. A
+    view stays at the version it was opened at. See :class:`polyhead.search.view.View`.
+    """
+
+    def __init__(self, store: Store, table: Any, row_ids: np.ndarray, documents: np.ndarray, plan: str) -> None:
+        self.n = len(row_ids)
+        self.documents = documents
+        self.head_importance = store.meta.head_importance
+        self.plan = plan
+        self._store = store
+        self._table = table
+        self._row_ids = row_ids
+
+    @cached_property
+    def spread(self) -> float:
+        """See :class:`polyhead.search.view.View`; measured once, on at most 2,000 rows."""
+        rows = np.sort(np.random.default_rng(0).permutation(self.n)[:SPREAD_SAMPLE])
+        return spread_of(self.vectors(rows, "dense"))
+
+    @abstractmethod
+    def nearest(self, queries: np.ndarray, column: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`polyhead.search.view.View`."""
+
+    @abstractmethod
+    def recall(self, queries: np.ndarray, column: str = "dense", k: int = 10) -> float:
+        """Share of the true ``k`` nearest rows that :meth:`nearest` finds, over ``queries [m, d]``."""
+
+    def vectors(self, rows: np.ndarray, column: str) -> np.ndarray:
+        """See :class:`polyhead.search.view.View`."""
+        width = vector_width(self._store, column)
+        unique, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        if len(unique) == 0:
+            return np.zeros((0, width), dtype=np.float32)
+        taken = self._take(unique, [column])[column].combine_chunks()
+        return _vectors_of(taken, width).astype(np.float32)[inverse]
+
+    def fetch(self, rows: np.ndarray) -> list[dict[str, Any]]:
+        """See :class:`polyhead.search.view.View`; ``attributes`` are JSON text."""
+        unique, inverse = np.unique(np.asarray(rows, dtype=np.int64), return_inverse=True)
+        if len(unique) == 0:
+            return []
+        records = self._take(unique, RECORD_COLUMNS).select(RECORD_COLUMNS).to_pylist()
+        return [dict(records[i]) for i in inverse]
+
+    def _take(self, rows: np.ndarray, columns: list[str]) -> Any:
+        """The columns of ``rows``, in their order (LanceDB gives them in its own)."""
+        wanted = self._row_ids[rows]
+        with told(self._store.uri, "read"):
+            taken = self._table.take_row_ids(wanted.tolist()).select(columns).with_row_id().to_arrow()
+        given = taken["_rowid"].to_numpy()
+        order = np.argsort(given, kind="stable")
+        return taken.take(order[np.searchsorted(given[order], wanted)])
+
+
+class ExactView(StoredView):
+    """Rows searched exactly in memory; vectors are loaded when first asked for.
+
+    Both columns are held as float32: widening float16 for every query made one query 10 times slower.
     """
 
     def __init__(
         self,
+        store: Store,
         table: Any,
         row_ids: np.ndarray,
         documents: np.ndarray,
-        condition: str | None,
-        head_importance: np.ndarray | None,
-        fetch: Callable[[np.ndarray], list[dict[str, Any]]],
-        words: str,
+        load: Callable[[str], np.ndarray],
+        plan: str,
     ) -> None:
-        self.n = len(row_ids)
-        self.documents = documents
-        self.head_importance = head_importance
-        self.fetch = fetch
-        self.plan = f"IVF_SQ over {self.n:,} {words}, {PROBES} probes, refine {REFINE}"
-        self._table = table
-        self._row_ids = row_ids
-        self._order = np.argsort(row_ids)
-        self._condition = condition
-        self._spread: float | None = None
+        super().__init__(store, table, row_ids, documents, plan)
+        self._load = load
+        self._columns: dict[str, np.ndarray] = {}
 
-    @property
-    def spread(self) -> float:
-        """See :class:`polyhead.search.view.View`; measured once on 2,000 random rows."""
-        if self._spread is None:
-            rows = np.random.default_rng(0).permutation(self.n)[:2_000]
-            self._spread = spread_of(self.vectors(rows, "dense"))
-        return self._spread
+    def _column(self, name: str) -> np.ndarray:
+        if name not in self._columns:
+            self._columns[name] = self._load(name)
+        return self._columns[name]
 
     def nearest(self, queries: np.ndarray, column: str, k: int) -> tuple[np.ndarray, np.ndarray]:
         """See :class:`polyhead.search.view.View`."""
-        rows = np.full((len(queries), k), -1, dtype=np.int64)
-        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
-        for number, query in enumerate(queries):
-            search = self._table.search(query.astype(np.float32), vector_column_name=column).distance_type("dot")
-            search = search.nprobes(PROBES).refine_factor(REFINE).select(["id", "_distance"]).with_row_id(True)
-            if self._condition:
-                search = search.where(self._condition, prefilter=True)
-            found = search.limit(k).to_arrow()
-            positions = self._positions(found["_rowid"].to_numpy())
-            rows[number, : len(positions)] = positions
-            # LanceDB's dot distance is 1 - inner product.
-            scores[number, : len(positions)] = 1.0 - found["_distance"].to_numpy()
-        return rows, scores
+        return top_k(queries, self._column(column), k)
+
+    def recall(self, queries: np.ndarray, column: str = "dense", k: int = 10) -> float:
+        """1.0: the search is exact."""
+        return 1.0
 
     def vectors(self, rows: np.ndarray, column: str) -> np.ndarray:
         """See :class:`polyhead.search.view.View`."""
-        if len(rows) == 0:
-            return np.zeros((0, self._table.schema.field(column).type.list_size), dtype=np.float32)
-        wanted = self._row_ids[rows]
-        found = self._table.take_row_ids(wanted.tolist()).select([column]).with_row_id(True).to_arrow()
-        width = found[column].type.list_size
-        values = np.concatenate(
-            [c.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for c in found[column].chunks]
+        return np.asarray(self._column(column)[np.asarray(rows, dtype=np.int64)])
+
+    def subset(self, row_ids: np.ndarray, where: str | None) -> ExactView:
+        """The view of those of its rows that have the given row ids of LanceDB."""
+        order = np.argsort(self._row_ids, kind="stable")
+        rows = np.sort(order[np.searchsorted(self._row_ids, row_ids, sorter=order)])
+        words = _exact_words(len(rows), self.n, where)
+        return ExactView(
+            self._store,
+            self._table,
+            self._row_ids[rows],
+            self.documents[rows],
+            lambda name: self._column(name)[rows],
+            words,
         )
-        got = found["_rowid"].to_numpy()
-        order = np.argsort(got)
-        return values[order[np.searchsorted(got[order], wanted)]].astype(np.float32)
 
-    def recall(self, queries: np.ndarray, k: int = 10, column: str = "dense") -> float:
-        """Measured recall@k of the index against an exact scan, the mean over ``queries [m, d]``."""
-        everything = self.vectors(np.arange(self.n), column)
-        exact, _ = top_k(queries, everything, k)
-        found, _ = self.nearest(queries, column, k)
-        return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(exact.tolist(), found.tolist(), strict=True)]))
 
-    def _positions(self, row_ids: np.ndarray) -> np.ndarray:
-        return self._order[np.searchsorted(self._row_ids[self._order], row_ids)]
+class IndexView(StoredView):
+    """Rows on disk, found through LanceDB's IVF_SQ index with exact refinement, filter first.
+
+    Where no index was built yet LanceDB scans the table on disk: exact and slow. Row numbers follow LanceDB's order.
+    """
+
+    def __init__(self, store: Store, table: Any, where: str | None, sql: str | None, total: int) -> None:
+        row_ids, documents = _listed(store, table, sql, by_id=False)
+        super().__init__(store, table, row_ids, documents, "")
+        self._sql = sql
+        with told(store.uri, "read"):
+            self._indexed = {column for index in table.list_indices() for column in index.columns}
+        # A filter thins out every partition: to find k rows among those that pass, more of them must be read.
+        partitions = max(1.0, total**0.5)
+        self._probes = int(min(partitions, max(LEAST_PROBES, partitions / 16) * total / max(1, self.n)) + 0.5)
+        how = (
+            f"IVF_SQ, nprobes {self._probes}, refine {REFINE}"
+            if "dense" in self._indexed
+            else "scan on disk (no index)"
+        )
+        self.plan = f"{how}, {self.n:,} of {total:,} rows" + (f", prefilter {where.strip()}" if where else "")
+
+    def nearest(self, queries: np.ndarray, column: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """See :class:`polyhead.search.view.View`; which rows are found is approximate, their scores are exact."""
+        return self._search(queries, column, k, exact=False)
+
+    def recall(self, queries: np.ndarray, column: str = "dense", k: int = 10) -> float:
+        """See :class:`StoredView`; the true nearest are found by a scan of the table on disk."""
+        found, _ = self._search(queries, column, k, exact=False)
+        true, _ = self._search(queries, column, k, exact=True)
+        hits = sum(len(np.intersect1d(a, b[b >= 0])) for a, b in zip(found, true, strict=True))
+        return float(hits / max(1, (true >= 0).sum()))
+
+    def _search(self, queries: np.ndarray, column: str, k: int, *, exact: bool) -> tuple[np.ndarray, np.ndarray]:
+        vector_width(self._store, column)
+        rows = np.full((len(queries), k), -1, dtype=np.int64)
+        scores = np.full((len(queries), k), -np.inf, dtype=np.float32)
+        for i, query in enumerate(np.asarray(queries, dtype=np.float32)):
+            search = self._table.search(query, vector_column_name=column).distance_type("dot").limit(min(k, self.n))
+            if self._sql:
+                search = search.where(self._sql, prefilter=True)
+            if exact:
+                search = search.bypass_vector_index()
+            elif column in self._indexed:
+                search = search.nprobes(self._probes).refine_factor(REFINE)
+            with told(self._store.uri, "read"):
+                found = search.select(["_distance"]).with_row_id(True).to_arrow()
+            at = np.searchsorted(self._row_ids, found["_rowid"].to_numpy())
+            score = 1.0 - found["_distance"].to_numpy()  # LanceDB's distance is one minus the inner product
+            order = np.lexsort((at, -score))
+            rows[i, : len(at)], scores[i, : len(at)] = at[order], score[order]
+        return rows, scores

@@ -1,322 +1,289 @@
-"""Rows on disk: a LanceDB table of chunks, one of files, and what the index was made with.
-
-The same code serves a local folder and an object store (``s3://bucket/index`` with ``storage_options``). LanceDB
-commits a change by one atomic swap of its manifest, so a process killed at any moment leaves the last committed
-version. Rows are upserted by a primary key; without one, two writers of the same new rows would both add them.
-"""
+"""The rows of an index, durably: LanceDB tables in a local folder or an object store, opened the one safe way."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
-from polyhead.errors import IndexMismatchError, InputError
-from polyhead.search.filters import parse_filter, quote
-from polyhead.search.planner import ANN_ROWS, ApproximateView
-from polyhead.search.view import ArrayView, View
+from polyhead.errors import IndexStorageError, InputError
+from polyhead.search.faults import is_conflict, story, told
+from polyhead.search.filters import compile_filter
+from polyhead.search.schema import CHUNKS, FILES, IndexMeta, chunk_schema, files_schema
 
-__all__ = ["FORMAT_VERSION", "IndexMeta", "Store"]
+if TYPE_CHECKING:
+    from polyhead.search.planner import SearchLimits, StoredView
 
-FORMAT_VERSION = 1
-TEXT_COLUMNS = (
-    "id",
-    "doc_id",
-    "path",
-    "title",
-    "heading",
-    "kind",
-    "size",
-    "modified",
-    "start",
-    "end",
-    "text",
-    "attributes",
-)
-KEPT_VERSIONS = timedelta(hours=1)
+__all__ = ["Store", "is_local"]
+
+IDS_AT_ONCE = 2_000
+_ATTEMPTS = 6
+_SETTINGS_KEY = "polyhead:settings"
+_T = TypeVar("_T")
 
 
-@dataclass
-class IndexMeta:
-    """What an index was made with; rows and questions are comparable only under the same.
-
-    Attributes:
-        model: as it was asked for.
-        fingerprint: of the encoder's files and settings.
-        dim: of the dense vectors.
-        head_shape: ``(layers, heads, head_dim)``.
-        head_mean: ``[layers, heads, head_dim]``; fixed by the first rows, so that later rows stay comparable.
-        head_importance: ``[layers, heads]`` of the same rows.
-        settings: how documents were read and cut.
-    """
-
-    model: str
-    fingerprint: str
-    dim: int
-    head_shape: tuple[int, int, int]
-    head_mean: np.ndarray
-    head_importance: np.ndarray
-    settings: dict[str, Any] = field(default_factory=dict)
-    format_version: int = FORMAT_VERSION
-
-    def to_json(self) -> str:
-        """One line of JSON; floats keep every digit of float32."""
-        plain = asdict(self)
-        plain["head_mean"] = np.asarray(self.head_mean, dtype=np.float32).tolist()
-        plain["head_importance"] = np.asarray(self.head_importance, dtype=np.float32).tolist()
-        return json.dumps(plain)
-
-    @classmethod
-    def from_json(cls, text: str) -> IndexMeta:
-        """The inverse of :meth:`to_json`."""
-        plain = json.loads(text)
-        plain["head_shape"] = tuple(plain["head_shape"])
-        plain["head_mean"] = np.array(plain["head_mean"], dtype=np.float32)
-        plain["head_importance"] = np.array(plain["head_importance"], dtype=np.float32)
-        return cls(**plain)
-
-
-def _chunk_schema(dim: int, head_width: int) -> pa.Schema:
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            pa.field("doc_id", pa.string(), nullable=False),
-            pa.field("path", pa.string(), nullable=False),
-            pa.field("title", pa.string()),
-            pa.field("heading", pa.string()),
-            pa.field("kind", pa.string()),
-            pa.field("size", pa.int64()),
-            pa.field("modified", pa.timestamp("us", tz="UTC")),
-            pa.field("start", pa.int64()),
-            pa.field("end", pa.int64()),
-            pa.field("text", pa.string()),
-            pa.field("attributes", pa.string()),
-            pa.field("file_hash", pa.string(), nullable=False),
-            pa.field("dense", pa.list_(pa.float32(), dim)),
-            pa.field("heads", pa.list_(pa.float16(), head_width)),
-        ]
-    )
-
-
-FILE_SCHEMA = pa.schema(
-    [
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("size", pa.int64()),
-        pa.field("mtime_ns", pa.int64()),
-        pa.field("file_hash", pa.string()),
-        pa.field("documents", pa.int64()),
-        pa.field("chunks", pa.int64()),
-        pa.field("error", pa.string()),
-    ]
-)
-META_SCHEMA = pa.schema([pa.field("key", pa.string(), nullable=False), pa.field("value", pa.string())])
+def is_local(uri: str) -> bool:
+    """Whether ``uri`` is a folder of this machine and not an object store (``s3://``, ``gs://``, ``az://``, ...)."""
+    return "://" not in uri
 
 
 class Store:
-    """The tables of one index.
+    """The tables of one index. Make one with :meth:`open` or :meth:`create`; safe to share between threads, not forks.
+
+    Reads always see the newest committed version, also one that another process wrote. Every write is one atomic
+    commit. LanceDB's own rules are kept here: a primary key on ids, filters before the search, no default index.
 
     Args:
-        uri: a local folder or an object-store address that LanceDB understands.
-        storage_options: credentials and endpoint of an object store.
+        uri: folder, or address in an object store.
+        storage_options: passed to the object store (keys, endpoint, region).
     """
 
-    def __init__(self, uri: str, *, storage_options: dict[str, str] | None = None) -> None:
-        import lancedb
+    def __init__(self, uri: str, storage_options: dict[str, str] | None, chunks: Any, connection: Any) -> None:
+        self.uri = uri
+        self.storage_options = storage_options
+        self._chunks = chunks
+        self._connection = connection
+        self._files_table: Any = None
+        self.views: dict[Any, Any] = {}  # the views of whole tables opened last, by version
+        self._meta = IndexMeta.from_metadata(chunks.schema.metadata, uri)
 
-        self.uri = str(uri)
-        # Readers must see what other processes commit; LanceDB's default is never to look.
-        self._db = lancedb.connect(self.uri, storage_options=storage_options, read_consistency_interval=timedelta(0))
-        self._tables: dict[str, Any] = {}
-        self._views: dict[tuple[int, str | None], View] = {}
+    @classmethod
+    def open(cls, uri: str, *, storage_options: dict[str, str] | None = None) -> Store:
+        """Open an existing index.
 
-    def _names(self) -> set[str]:
-        names: set[str] = set()
-        token = None
-        while True:
-            page = self._db.list_tables(page_token=token)
-            names.update(page.tables)
-            token = page.page_token
-            if not token:
-                return names
+        Raises:
+            InputError: there is none at ``uri``.
+            IndexMismatchError: it has another format version.
+            IndexStorageError: it is damaged, foreign or may not be read.
+        """
+        if not cls.exists(uri, storage_options=storage_options):
+            raise InputError(
+                f"There is no index at {uri}. Make one with: polyhead index PATH"
+                + (f" --index {uri}" if is_local(uri) else "")
+            )
+        with told(uri, "opened"):
+            connection = _connect(uri, storage_options)
+            chunks = connection.open_table(CHUNKS)
+        store = cls(uri, storage_options, chunks, connection)
+        store._meta = replace(store._meta, settings=store._settings())
+        return store
 
-    def exists(self) -> bool:
-        """Whether an index was completely created here."""
-        return {"chunks", "files", "meta"} <= self._names() and self._table("meta").count_rows() > 0
+    @classmethod
+    def exists(cls, uri: str, *, storage_options: dict[str, str] | None = None) -> bool:
+        """Whether an index was ever committed at ``uri``; a folder where the very first commit was cut off has none."""
+        if is_local(uri):
+            versions = Path(uri, f"{CHUNKS}.lance", "_versions")
+            try:
+                return any(name.endswith(".manifest") for name in os.listdir(versions))
+            except FileNotFoundError:
+                return False
+            except OSError as error:
+                raise IndexStorageError(story(uri, "opened", error)) from error
+        with told(uri, "opened"):
+            return CHUNKS in _connect(uri, storage_options).table_names(limit=1000)
 
-    def create(self, meta: IndexMeta) -> None:
-        """Make the tables; whatever a killed creation left is replaced. The meta row is written last: it commits."""
-        layers, heads, head_dim = meta.head_shape
-        for name, schema, key in (
-            ("chunks", _chunk_schema(meta.dim, layers * heads * head_dim), "id"),
-            ("files", FILE_SCHEMA, "path"),
-            ("meta", META_SCHEMA, "key"),
-        ):
-            table = self._db.create_table(name, schema=schema, mode="overwrite")
-            table.set_unenforced_primary_key(key)
-            self._tables[name] = table
-        row = pa.table({"key": ["index"], "value": [meta.to_json()]}, schema=META_SCHEMA)
-        self._upsert("meta", "key", row)
+    @classmethod
+    def create(
+        cls, uri: str, meta: IndexMeta, *, storage_options: dict[str, str] | None = None, overwrite: bool = False
+    ) -> Store:
+        """Make an empty index, or with ``overwrite`` replace one in a single commit.
 
-    def drop(self) -> None:
-        """Remove every table of the index."""
-        for name in self._names() & {"chunks", "files", "meta"}:
-            self._db.drop_table(name)
-        self._tables.clear()
-        self._views.clear()
+        Raises:
+            InputError: ``uri`` is a folder with other things in it, or already an index.
+            IndexStorageError: it cannot be written.
+        """
+        if is_local(uri):
+            refuse_foreign_folder(uri)
+        if not overwrite and cls.exists(uri, storage_options=storage_options):
+            raise InputError(f"There is already an index at {uri}. Open it, or make it anew with --rebuild.")
+        with told(uri, "written"):
+            connection = _connect(uri, storage_options)
+            # Files first: if this is cut off between the two, files are read again, and none is taken for done.
+            again = FILES in connection.table_names(limit=1000)
+            connection.create_table(FILES, schema=files_schema(), mode="overwrite" if again else "create")
+            mode = "overwrite" if overwrite else "create"
+            chunks = connection.create_table(CHUNKS, schema=chunk_schema(meta), mode=mode)
+        store = cls(uri, storage_options, chunks, connection)
+        store.put_settings(meta.settings)
+        return store
 
     @property
     def meta(self) -> IndexMeta:
-        """What the index was made with.
+        """What the index was made with."""
+        return self._meta
 
-        Raises:
-            IndexMismatchError: an index of another format version.
-        """
-        rows = self._table("meta").search().where("key = 'index'").limit(1).to_arrow().to_pylist()
-        if not rows:
-            raise InputError(f"'{self.uri}' holds no index. Make one with: polyhead index PATH --index {self.uri}")
-        version = json.loads(rows[0]["value"]).get("format_version")
-        if version != FORMAT_VERSION:
-            raise IndexMismatchError(
-                f"The index at '{self.uri}' has format {version}, this Polyhead reads format {FORMAT_VERSION}. "
-                "Make it again with: polyhead index PATH --rebuild"
-            )
-        return IndexMeta.from_json(rows[0]["value"])
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns of chunks."""
+        return chunk_schema(self._meta).names
 
-    def _table(self, name: str) -> Any:
-        if name not in self._tables:
-            self._tables[name] = self._db.open_table(name)
-        return self._tables[name]
+    @property
+    def version(self) -> int:
+        """Number of the newest commit to the chunks."""
+        with told(self.uri, "read"):
+            return int(self._chunks.version)
 
-    def _upsert(self, name: str, key: str, rows: pa.Table) -> None:
-        merge = self._table(name).merge_insert(key)
-        merge.when_matched_update_all().when_not_matched_insert_all().execute(rows)
+    @property
+    def _files(self) -> Any:
+        if self._files_table is None:
+            with told(self.uri, "opened"):
+                there = FILES in self._connection.table_names(limit=1000)
+                self._files_table = (
+                    self._connection.open_table(FILES)
+                    if there
+                    else self._connection.create_table(FILES, schema=files_schema())
+                )
+        return self._files_table
 
-    def upsert_chunks(self, columns: dict[str, Any], dense: np.ndarray, heads: np.ndarray) -> None:
-        """Write chunk rows, replacing those with the same id.
-
-        Args:
-            columns: lists of the schema's plain columns.
-            dense: ``[n, dim]``.
-            heads: ``[n, layers * heads * head_dim]`` as ``prepare_heads`` gives them; kept as float16.
-        """
-        schema = self._table("chunks").schema
-        columns = dict(columns)
-        columns["dense"] = _fixed_size_list(dense.astype(np.float32))
-        columns["heads"] = _fixed_size_list(heads.astype(np.float16))
-        self._upsert("chunks", "id", pa.table({name: columns[name] for name in schema.names}, schema=schema))
-
-    def delete_stale_chunks(self, paths: Sequence[str], hashes: Sequence[str]) -> None:
-        """Delete chunks of ``paths`` that come from other contents than ``hashes`` (none given: all their chunks)."""
-        for start in range(0, len(paths), 500):
-            some = paths[start : start + 500]
-            where = f"path IN ({', '.join(map(quote, some))})"
-            if hashes:
-                keep = hashes[start : start + 500]
-                where += f" AND file_hash NOT IN ({', '.join(map(quote, keep))})"
-            self._table("chunks").delete(where)
-
-    def files(self) -> dict[str, dict[str, Any]]:
-        """The file rows by path."""
-        return {row["path"]: row for row in self._table("files").to_arrow().to_pylist()}
-
-    def upsert_files(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Write file rows, replacing those with the same path."""
-        if rows:
-            self._upsert("files", "path", pa.Table.from_pylist(list(rows), schema=FILE_SCHEMA))
-
-    def delete_files(self, paths: Sequence[str]) -> None:
-        """Delete file rows."""
-        for start in range(0, len(paths), 500):
-            self._table("files").delete(f"path IN ({', '.join(map(quote, paths[start : start + 500]))})")
-
-    def written_documents(self) -> dict[tuple[str, str], set[str]]:
-        """Ids of the documents that have chunks, by path and file hash: what a killed run had already written."""
-        table = self._table("chunks").search().select(["path", "file_hash", "doc_id"]).limit(None).to_arrow()
-        found: dict[tuple[str, str], set[str]] = {}
-        for path, file_hash, doc_id in zip(*(table[name].to_pylist() for name in table.column_names[:3]), strict=True):
-            found.setdefault((path, file_hash), set()).add(doc_id)
-        return found
+    def _settings(self) -> dict[str, Any]:
+        if FILES not in self._connection.table_names(limit=1000):  # cut off while it was made
+            return {}
+        with told(self.uri, "read"):
+            metadata = self._files.schema.field("path").metadata or {}
+        return dict(json.loads(metadata.get(_SETTINGS_KEY.encode(), b"{}")))
 
     def count(self, where: str | None = None) -> int:
-        """Chunks that pass a filter in the user's language."""
-        return int(self._table("chunks").count_rows(parse_filter(where) if where else None))
+        """How many chunks there are, or how many pass a filter (:func:`compile_filter`)."""
+        with told(self.uri, "read"):
+            return int(self._chunks.count_rows(compile_filter(where)))
 
-    def optimize(self) -> None:
-        """Compact small writes, drop old versions; above ``ANN_ROWS`` chunks, bring the vector indexes up to date."""
-        for name in ("chunks", "files"):
-            self._table(name).optimize(cleanup_older_than=KEPT_VERSIONS)
-        chunks = self._table("chunks")
-        if chunks.count_rows() <= ANN_ROWS or chunks.list_indices():
-            return
-        for column in ("dense", "heads"):
-            # Never the default IVF_PQ: its recall@10 was 0.52 where IVF_SQ with refinement had 1.00.
-            chunks.create_index(metric="dot", vector_column_name=column, index_type="IVF_SQ")
-        for column in ("id", "path", "kind", "size", "modified"):
-            chunks.create_scalar_index(column)
+    # Writing ------------------------------------------------------------------------------------------------------
 
-    def view(self, where: str | None = None, *, exact_rows: int = ANN_ROWS) -> View:
-        """The rows that pass ``where``, ready to search; kept in memory until the table changes.
+    def upsert(self, rows: pa.Table) -> None:
+        """Insert rows of :func:`chunk_schema`, replacing those with the same id; one commit."""
+        self._merge(self._chunks, "id", rows)
+
+    def amend(self, columns: pa.Table) -> None:
+        """Replace some columns (``id`` and others) of existing rows; one commit; unknown ids are left out."""
+        self._commit(lambda: self._chunks.merge_insert("id").when_matched_update_all().execute(columns))
+
+    def delete_ids(self, ids: Sequence[str]) -> None:
+        """Remove chunks by id."""
+        self._delete(self._chunks, "id", ids)
+
+    def delete_paths(self, paths: Sequence[str]) -> None:
+        """Remove all chunks of files."""
+        self._delete(self._chunks, "path", paths)
+
+    def put_files(self, rows: pa.Table) -> None:
+        """Record what became of files; replaces earlier records of the same paths."""
+        self._merge(self._files, "path", rows)
+
+    def delete_files(self, paths: Sequence[str]) -> None:
+        """Forget files."""
+        self._delete(self._files, "path", paths)
+
+    def recreate(self, meta: IndexMeta, rows: pa.Table) -> None:
+        """Replace all chunks and the meta data in one commit; files stay."""
+        with told(self.uri, "written"):
+            table = rows.replace_schema_metadata(meta.to_metadata())
+            self._chunks = self._connection.create_table(
+                CHUNKS, data=table, schema=chunk_schema(meta), mode="overwrite"
+            )
+        self._meta = meta
+
+    def put_settings(self, settings: dict[str, Any]) -> None:
+        """Replace ``meta.settings``; one commit."""
+        packed = {_SETTINGS_KEY: json.dumps(settings, sort_keys=True)}
+        self._commit(lambda: self._files.update_field_metadata({"path": "path", "metadata": packed}))
+        self._meta = replace(self._meta, settings=settings)
+
+    def _merge(self, table: Any, key: str, rows: pa.Table) -> None:
+        if rows.num_rows:
+            merge = table.merge_insert(key).when_matched_update_all().when_not_matched_insert_all()
+            self._commit(lambda: merge.execute(rows))
+
+    def _delete(self, table: Any, column: str, values: Sequence[str]) -> None:
+        for start in range(0, len(values), IDS_AT_ONCE):
+            listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values[start : start + IDS_AT_ONCE])
+            self._commit(lambda listed=listed: table.delete(f"`{column}` IN ({listed})"))  # type: ignore[misc]
+
+    def _commit(self, write: Callable[[], _T]) -> _T:
+        """Run a write; where another process committed first and the two cannot be joined, run it again."""
+        for attempt in range(_ATTEMPTS):
+            try:
+                return write()
+            except Exception as error:
+                if attempt == _ATTEMPTS - 1 or not is_conflict(error):
+                    raise IndexStorageError(story(self.uri, "written", error)) from error
+                time.sleep(0.05 * 2**attempt)
+        raise AssertionError  # the loop returns or raises
+
+    # Reading ------------------------------------------------------------------------------------------------------
+
+    def files(self) -> pa.Table:
+        """The records of all files (:func:`files_schema`)."""
+        with told(self.uri, "read"):
+            return self._files.to_arrow()
+
+    def rows(self, columns: Sequence[str], sql: str | None = None) -> pa.Table:
+        """Some columns of all chunks that pass ``sql`` (as :func:`compile_filter` gives it)."""
+        with told(self.uri, "read"):
+            query = self._chunks.search().select(list(columns))
+            return (query.where(sql, prefilter=True) if sql else query).to_arrow()
+
+    def paths(self) -> set[str]:
+        """The paths that have chunks."""
+        return set(self.rows(["path"])["path"].unique().to_pylist())
+
+    def view(self, where: str | None = None, *, limits: SearchLimits | None = None) -> StoredView:
+        """The newest version of the rows that pass a filter, ready to search; later writes do not change it."""
+        from polyhead.search.planner import open_view
+
+        return open_view(self, where, limits)
+
+    def snapshot(self) -> Any:
+        """A handle on the newest version of the chunks that stays at that version."""
+        with told(self.uri, "read"):
+            return self._connection.open_table(CHUNKS, version=self._chunks.version)
+
+    # Upkeep -------------------------------------------------------------------------------------------------------
+
+    def tidy(self, *, exact_rows: int, force: bool = False) -> list[str]:
+        """Join small files, drop versions older than a day, and keep indexes where the table is large.
 
         Args:
-            where: a filter, see :func:`polyhead.search.filters.parse_filter`; None for all rows.
-            exact_rows: up to this many rows are scanned exactly in memory, more are searched through the index.
+            exact_rows: from so many rows on vectors get an index (IVF_SQ); below, search is exact.
+            force: also where few commits were made since the last time.
+
+        Returns:
+            What was done, in words.
         """
-        table = self._table("chunks")
-        key = (int(table.version), where)
-        if key not in self._views:
-            self._views = {known: view for known, view in self._views.items() if known[0] == key[0]}
-            self._views[key] = self._load(table, where, exact_rows)
-        return self._views[key]
+        from polyhead.search.upkeep import tidy
 
-    def _load(self, table: Any, where: str | None, exact_rows: int) -> View:
-        condition = parse_filter(where) if where else None
-        total = table.count_rows()
-        passing = total if condition is None else table.count_rows(condition)
-        importance = self.meta.head_importance
-        suffix = f" where {where}" if where else ""
-        exact = passing <= exact_rows
-        columns = ["id", "doc_id", *(["dense", "heads"] if exact else [])]
-        query = table.search().select(columns).with_row_id(True).limit(None)
-        rows = (query.where(condition, prefilter=True) if condition else query).to_arrow()
-        _, documents = np.unique(rows["doc_id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-        row_ids = rows["_rowid"].to_numpy()
-
-        def fetch(positions: np.ndarray) -> list[dict[str, Any]]:
-            return _fetch(table, row_ids, positions)
-
-        if exact:
-            return ArrayView(
-                _matrix(rows["dense"]),
-                _matrix(rows["heads"]),
-                documents=documents,
-                head_importance=importance,
-                records=fetch,
-                plan=f"exact scan of {passing:,} of {total:,} rows in memory{suffix}",
-            )
-        return ApproximateView(table, row_ids, documents, condition, importance, fetch, f"of {total:,} rows{suffix}")
+        with told(self.uri, "written"):
+            return tidy(self._chunks, self._files, exact_rows=exact_rows, force=force)
 
 
-def _fetch(table: Any, row_ids: np.ndarray, positions: np.ndarray) -> list[dict[str, Any]]:
-    if len(positions) == 0:
-        return []
-    wanted = [int(row_ids[position]) for position in positions]
-    found = table.take_row_ids(wanted).select(list(TEXT_COLUMNS)).with_row_id(True).to_arrow().to_pylist()
-    by_id = {row.pop("_rowid"): row for row in found}
-    return [by_id[row_id] for row_id in wanted]
+def refuse_foreign_folder(uri: str) -> None:
+    """Raise InputError where ``uri`` is a file, or a folder that holds things but no index."""
+    folder = Path(uri)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{uri} is a file, expected a folder for the index. Name another with --index.")
+    ours = {f"{CHUNKS}.lance", f"{FILES}.lance"}
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise IndexStorageError(story(uri, "opened", error)) from error
+    others = [name for name in names if not name.startswith(".")]
+    if others and not ours & set(names):
+        raise InputError(
+            f"{uri} is a folder with other things in it ({', '.join(sorted(others)[:3])}, ...), not an index. "
+            "Name a new or empty folder with --index."
+        )
 
 
-def _fixed_size_list(values: np.ndarray) -> pa.Array:
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(values).reshape(-1)), values.shape[1])
+def _connect(uri: str, storage_options: dict[str, str] | None) -> Any:
+    import lancedb
 
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """A fixed-size-list column as one array, without a Python object per row."""
-    width = column.type.list_size
-    parts = [chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, width) for chunk in column.chunks]
-    dtype = column.type.value_type.to_pandas_dtype()
-    return np.concatenate(parts) if parts else np.zeros((0, width), dtype=dtype)
+    # Without an interval a reader never sees what other processes write.
+    return lancedb.connect(uri, read_consistency_interval=timedelta(0), storage_options=storage_options)
