@@ -9,7 +9,15 @@ import numpy as np
 from scipy.special import logsumexp
 
 from polyhead.papers import paper
-from polyhead.search.strategies.base import HeadShare, Ranking, Reason, Strategy, best_per_document, candidate_rows, head_shares
+from polyhead.search.strategies.base import (
+    HeadShare,
+    Ranking,
+    Reason,
+    Strategy,
+    best_per_document,
+    candidate_rows,
+    head_shares,
+)
 
 if TYPE_CHECKING:
     from polyhead.search.query import EncodedQuery
