@@ -22,7 +22,7 @@ __all__ = ["ExactView", "IndexView", "SearchLimits", "StoredView", "open_view"]
 
 RECORD_COLUMNS = [*COLUMNS, "attributes"]
 REFINE = 10
-LEAST_PROBES = 20
+LEAST_PROBES = 32
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ class IndexView(StoredView):
             self._indexed = {column for index in table.list_indices() for column in index.columns}
         # A filter thins out every partition: to find k rows among those that pass, more of them must be read.
         partitions = max(1.0, total**0.5)
-        self._probes = int(min(partitions, max(LEAST_PROBES, partitions / 16) * total / max(1, self.n)) + 0.5)
+        self._probes = int(min(partitions, max(LEAST_PROBES, partitions / 8) * total / max(1, self.n)) + 0.5)
         how = (
             f"IVF_SQ, nprobes {self._probes}, refine {REFINE}"
             if "dense" in self._indexed

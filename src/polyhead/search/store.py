@@ -87,7 +87,7 @@ class Store:
             except OSError as error:
                 raise IndexStorageError(story(uri, "opened", error)) from error
         with told(uri, "opened"):
-            return CHUNKS in _connect(uri, storage_options).table_names(limit=1000)
+            return CHUNKS in _names(_connect(uri, storage_options))
 
     @classmethod
     def create(
@@ -106,7 +106,7 @@ class Store:
         with told(uri, "written"):
             connection = _connect(uri, storage_options)
             # Files first: if this is cut off between the two, files are read again, and none is taken for done.
-            again = FILES in connection.table_names(limit=1000)
+            again = FILES in _names(connection)
             connection.create_table(FILES, schema=files_schema(), mode="overwrite" if again else "create")
             mode = "overwrite" if overwrite else "create"
             chunks = connection.create_table(CHUNKS, schema=chunk_schema(meta), mode=mode)
@@ -134,7 +134,7 @@ class Store:
     def _files(self) -> Any:
         if self._files_table is None:
             with told(self.uri, "opened"):
-                there = FILES in self._connection.table_names(limit=1000)
+                there = FILES in _names(self._connection)
                 self._files_table = (
                     self._connection.open_table(FILES)
                     if there
@@ -143,7 +143,7 @@ class Store:
         return self._files_table
 
     def _settings(self) -> dict[str, Any]:
-        if FILES not in self._connection.table_names(limit=1000):  # cut off while it was made
+        if FILES not in _names(self._connection):  # cut off while it was made
             return {}
         with told(self.uri, "read"):
             metadata = self._files.schema.field("path").metadata or {}
@@ -287,3 +287,13 @@ def _connect(uri: str, storage_options: dict[str, str] | None) -> Any:
 
     # Without an interval a reader never sees what other processes write.
     return lancedb.connect(uri, read_consistency_interval=timedelta(0), storage_options=storage_options)
+
+
+def _names(connection: Any) -> set[str]:
+    names: set[str] = set()
+    page = connection.list_tables()
+    while True:
+        names.update(page.tables)
+        if not page.page_token:
+            return names
+        page = connection.list_tables(page_token=page.page_token)
