@@ -52,16 +52,17 @@ def token_windows(words: Sequence[int | None], capacity: int, overlap: int) -> l
             f"overlap = {overlap} tokens, expected 0 or more and less than the {capacity} that fit at once"
         )
     total = len(words)
-    if total <= capacity:
-        return [(0, total)]
-    count = -(-(total - overlap) // (capacity - overlap))
-    size = -(-(total + (count - 1) * overlap) // count)
     windows: list[tuple[int, int]] = []
     begin, covered = 0, 0
     while True:
-        end = min(begin + size, total)
+        # Shared out anew each time, as whole words make windows shorter and would leave a crumb at the end.
+        left = total - begin
+        count = max(1, -(-(left - overlap) // (capacity - overlap)))
+        size = -(-(left + (count - 1) * overlap) // count)
+        end = max(begin + size, covered + 1)
         if end < total:
-            end = _word_start(words, end, least=covered + 1)
+            # Past what is covered and past the overlap, or the windows after it would not get on.
+            end = _word_start(words, end, least=max(covered, begin + overlap) + 1)
         windows.append((begin, end))
         if end == total:
             return windows

@@ -119,6 +119,10 @@ class Encoder:
         """What encodes now: backend and precision, such as "openvino bf16"; "" before the first text."""
         return self._backends.current
 
+    def tokens(self, text: str) -> np.ndarray:
+        """Token ids ``[tokens]`` of a text as :meth:`encode` sees it, special tokens included, nothing cut."""
+        return self._engine.tokenizer.ids([text])[0]
+
     def calibrate(self, progress: Progress | None = None) -> dict[str, Any]:
         """Time the backends that agree with torch in float32 on this machine, take the fastest and remember it.
 

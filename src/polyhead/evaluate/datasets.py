@@ -132,9 +132,10 @@ def _read_cranfield(folder: Path) -> RetrievalData:
             qrels.setdefault(query, {})[document] = max(0, int(grade))
         else:
             unknown += 1
-    card = {"source": "github.com/oussbenk/cranfield-trec-dataset", "relevant": "judged useful, binary"}
-    card |= {"documents": len(corpus), "empty_documents": sum(not text for text in corpus.values())}
-    return _judged_only("cranfield", corpus, queries, qrels, {**card, "judgements_of_unknown_documents": unknown})
+    source = {"source": "github.com/oussbenk/cranfield-trec-dataset", "relevant": "judged useful, binary"}
+    counts = {"documents": len(corpus), "empty_documents": sum(not text for text in corpus.values())}
+    card: dict[str, Any] = {**source, **counts, "judgements_of_unknown_documents": unknown}
+    return _judged_only("cranfield", corpus, queries, qrels, card)
 
 
 def _read_beir(folder: Path, name: str) -> RetrievalData:

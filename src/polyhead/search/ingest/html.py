@@ -30,7 +30,9 @@ _META = {"author", "description", "keywords"}
 def read_html(stamp: FileStamp, text_field: str, log: ProblemLog) -> Iterator[Document]:
     """One document, without scripts, styles, navigation and hidden parts. Title: <title>, else the first heading."""
     source, encoding = _decode(read_bytes(stamp), stamp.path, log)
-    root = _parse(source)
+    root, broken_off = _parse(source)
+    if broken_off:
+        log.lost(f"part of the page could not be parsed: {broken_off}")
     if root is None:
         return
     builder = TextBuilder()
@@ -51,7 +53,7 @@ def read_html(stamp: FileStamp, text_field: str, log: ProblemLog) -> Iterator[Do
 
 def fragment_blocks(source: str) -> list[str]:
     """The readable blocks of a piece of HTML (inside Markdown)."""
-    root = _parse(source)
+    root, _ = _parse(source)
     if root is None:
         return []
     builder = TextBuilder()
@@ -73,16 +75,19 @@ def _decode(data: bytes, path: str, log: ProblemLog) -> tuple[str, Encoding]:
     return decode(data, path, log)
 
 
-def _parse(source: str) -> Any | None:
+def _parse(source: str) -> tuple[Any | None, str]:
+    """The tree, and what made the parser break off (only nesting deeper than 2,048 is known to)."""
     from lxml import etree, html
 
     if not source.strip():
-        return None
+        return None, ""
     parser = html.HTMLParser(encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True)
     try:
-        return html.document_fromstring(source.encode("utf-8", "replace"), parser=parser)
+        root = html.document_fromstring(source.encode("utf-8", "replace"), parser=parser)
     except etree.ParserError:  # nothing but comments
-        return None
+        return None, ""
+    fatal = [entry for entry in parser.error_log if entry.level == etree.ErrorLevels.FATAL]
+    return root, f"line {fatal[0].line}: {fatal[0].message}" if fatal else ""
 
 
 class _Walk:
@@ -116,7 +121,7 @@ class _Walk:
     def _start(self, tag: str, element: Any) -> None:
         if tag in _BLOCKS:
             self._flush()
-            self._tight = tag in _TIGHT
+            self._tight = self._tight or tag in _TIGHT
         if tag == "pre":
             self._preformatted += 1
         elif tag == "li":
@@ -134,6 +139,7 @@ class _Walk:
         elif tag in _BLOCKS:
             self._flush()
             self._prefix = "" if tag == "li" else self._prefix
+            self._tight = self._tight and tag not in _TIGHT
         if tag == "pre":
             self._preformatted -= 1
 

@@ -42,7 +42,7 @@ def _front_matter(source: str) -> tuple[str, dict[str, Scalar]]:
         return source, {}
     try:
         fields = yaml.safe_load(found[1])
-    except (yaml.YAMLError, ValueError):
+    except (yaml.YAMLError, ValueError, RecursionError):
         return source, {}  # a rule and a paragraph that looked like one
     if not isinstance(fields, dict):
         return source, {}

@@ -111,10 +111,9 @@ class RecordReader:
 
 def read_json(stamp: FileStamp, text_field: str, log: ProblemLog) -> Iterator[Document]:
     """One document for each object of a list; a single object is a single record."""
-    data = read_bytes(stamp)
-    if not data.strip():
+    source, _ = decode(read_bytes(stamp), stamp.path, log)
+    if not source.strip():
         return
-    source, _ = decode(data, stamp.path, log)
     try:
         content = json.loads(source)
     except ValueError as error:

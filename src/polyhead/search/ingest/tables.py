@@ -57,7 +57,7 @@ def _read(stamp: FileStamp, text_field: str, log: ProblemLog, dialects: list[_Di
     with open_file(stamp) as stream:
         table = dialect.rows(TextIOWrapper(stream, encoding.name, "replace", newline=""))
         numbered = until_damage(_numbered(table, stamp), log)
-        header: list[str] = next((row for _, row in numbered if any(row)), [])
+        header: list[str] = next((row for _, row in numbered if any(name.strip() for name in row)), [])
         if not header:
             return
         columns = _columns(header)
@@ -124,15 +124,23 @@ def _best(sample: str, dialects: list[_Dialect]) -> _Dialect:
     """The dialect under which most rows are as wide as the first; then the widest; then the first of the list."""
 
     def evenness(dialect: _Dialect) -> tuple[bool, float, int]:
-        try:
-            rows = [row for row in dialect.rows(StringIO(sample, newline="")) if row]
-        except csv.Error:
-            return False, 0.0, 0
+        rows = _rows_of(sample, dialect)
         width = len(rows[0]) if rows else 0
-        # Where quoting is right it joins lines, so rows are weighed by their share of what was read.
         return width > 1, sum(len(row) == width for row in rows) / max(1, len(rows)), width
 
-    return max(dialects, key=evenness)
+    best = max(dialects, key=evenness)
+    if best.delimiter == "\t" and evenness(_TAB_RAW)[1] == 1.0:
+        # Even without quoting: quotes still count if every field that opens one closes it.
+        fields = [field for row in _rows_of(sample, _TAB_RAW) for field in row if field.startswith('"')]
+        return best if all(len(field) > 1 and field.endswith('"') for field in fields) else _TAB_RAW
+    return best
+
+
+def _rows_of(sample: str, dialect: _Dialect) -> list[list[str]]:
+    try:
+        return [row for row in dialect.rows(StringIO(sample, newline="")) if row]
+    except csv.Error:
+        return []
 
 
 def _columns(header: list[str]) -> list[str]:
