@@ -8,30 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-WORDS = [
-    "the",
-    "a",
-    "river",
-    "rises",
-    "in",
-    "hills",
-    "and",
-    "runs",
-    "west",
-    "bridge",
-    "of",
-    "iron",
-    "opened",
-    "town",
-    "what",
-    "did",
-    "it",
-    "cost",
-    "search",
-    "find",
-    ":",
-    ",",
-]
+WORDS = ("the a river rises in hills and runs west bridge of iron opened town what did it cost search find : ,").split()
 
 
 @pytest.fixture(scope="session")
