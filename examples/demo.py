@@ -14,7 +14,8 @@ STDLIB = sysconfig.get_path("stdlib")
 LEAVE_OUT = ["test", "tests", "idle_test", "lib2to3", "site-packages", "dist-packages", "ensurepip", "turtledemo"]
 QUESTIONS = [
     "read rows from a CSV file, compress them with gzip and send them as an e-mail attachment",
-    "parse a date in another time zone, then run a function every hour in a background thread",
+    "parse a date in another time zone, run a function after a delay in a background thread, "
+    "and write the result to a log file that rotates",
     "guess a file's type from its name, compute a hash of its contents and copy it to a temporary directory",
 ]
 
@@ -30,7 +31,7 @@ def main() -> None:
     print(f"Indexing the documentation strings of {STDLIB}")
     polyhead("index", STDLIB, "--include", "*.py", *exclude)
     for question in QUESTIONS:
-        polyhead("search", STDLIB, question, "-k", "6", "--explain")
+        polyhead("search", STDLIB, question, "-k", "8", "--explain")
     print("\nNow your own files:  .venv/bin/polyhead search PATH 'what you want to know, and what else'")
 
 

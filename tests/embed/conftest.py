@@ -8,7 +8,30 @@ from pathlib import Path
 import pytest
 import torch
 
-WORDS = ("the a river rises in hills and runs west bridge of iron opened town what did it cost search find : ,").split()
+WORDS = [
+    "the",
+    "a",
+    "river",
+    "rises",
+    "in",
+    "hills",
+    "and",
+    "runs",
+    "west",
+    "bridge",
+    "of",
+    "iron",
+    "opened",
+    "town",
+    "what",
+    "did",
+    "it",
+    "cost",
+    "search",
+    "find",
+    ":",
+    ",",
+]
 
 
 @pytest.fixture(scope="session")

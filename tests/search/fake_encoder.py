@@ -19,6 +19,7 @@ class FakeEncoder:
         self.name = name
         self.dim = 24
         self.head_shape = (2, 3, 4)
+        self.head_layers = (4, 7)
         self.max_tokens = words
         self.fingerprint = f"fake-{seed}-{words}"
         self.seed = seed

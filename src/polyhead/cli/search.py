@@ -217,6 +217,6 @@ def _show_hit(hit: Hit, explain: bool) -> None:
     console.print(Padding(f"[green]{answers}[/]", (0, 0, 0, 4)), highlight=False)
     if explain:
         heads = ", ".join(f"L{h.layer}H{h.head} {h.share:.0%}" for h in hit.heads)
-        terms = ", ".join(f"{name} {value:.2f}" for name, value in hit.terms.items())
+        terms = ", ".join(f"{name} {value:.2f}" for name, value in hit.terms.items() if value)
         spoke = f"heads {heads}; " if heads else ""
         console.print(Padding(f"[dim]{spoke}cosine {hit.similarity:.2f}; {terms}[/]", (0, 0, 0, 4)), highlight=False)

@@ -105,6 +105,11 @@ class Encoder:
         return len(self._facts.layers), self._facts.heads, self._facts.head_dim
 
     @property
+    def head_layers(self) -> tuple[int, ...]:
+        """The layers of the per-head vectors, counted from 0, in their order."""
+        return self._facts.layers
+
+    @property
     def max_tokens(self) -> int:
         """The longest input, special tokens included; longer texts are split into chunks."""
         return self._facts.max_tokens

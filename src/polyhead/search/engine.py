@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from polyhead.errors import InputError
@@ -12,6 +12,8 @@ from polyhead.search.query import encode_queries
 from polyhead.search.strategies import DEFAULT_STRATEGY, Strategy, strategy
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from polyhead.embed import Encoder
     from polyhead.search.index import Index
     from polyhead.search.strategies import HeadShare, Reason
@@ -30,7 +32,7 @@ class Hit:
         text: of the chunk, characters ``start`` to ``end`` of the document's text.
         answers: the part of the question this hit answers, or None for the whole of it.
         similarity: cosine between that part and the chunk.
-        heads: the heads that agreed most.
+        heads: the heads that agreed most, by the model's own layer numbers, counted from 0.
         terms: the numbers behind the score, by name.
     """
 
@@ -117,8 +119,9 @@ def search_index(
         return SearchResult(query, chosen.name, [], "nothing to rank", view.plan, len(encoded.parts), {})
     ranking = chosen.rank(encoded, view, k)
     seconds = {"encode": asked - started, "rank": time.perf_counter() - asked}
+    layers = encoder.head_layers
     hits = [
-        _hit(number, row, float(score), reason, encoded.parts[reason.part].text if reason.part else None)
+        _hit(number, row, float(score), reason, encoded.parts[reason.part].text if reason.part else None, layers)
         for number, (row, score, reason) in enumerate(
             zip(view.fetch(ranking.rows), ranking.scores, ranking.reasons, strict=True), start=1
         )
@@ -126,7 +129,9 @@ def search_index(
     return SearchResult(query, chosen.name, hits, ranking.decision, view.plan, len(encoded.parts), seconds)
 
 
-def _hit(rank: int, row: dict[str, Any], score: float, reason: Reason, answers: str | None) -> Hit:
+def _hit(
+    rank: int, row: dict[str, Any], score: float, reason: Reason, answers: str | None, layers: Sequence[int]
+) -> Hit:
     return Hit(
         rank=rank,
         score=score,
@@ -140,7 +145,7 @@ def _hit(rank: int, row: dict[str, Any], score: float, reason: Reason, answers: 
         text=row["text"],
         answers=answers,
         similarity=reason.similarity,
-        heads=reason.heads,
+        heads=tuple(replace(share, layer=layers[share.layer]) for share in reason.heads),
         terms=reason.terms,
         attributes=json.loads(row["attributes"]) if row["attributes"] else {},
     )

@@ -88,7 +88,7 @@ class Aspects(Strategy):
             shares: tuple[HeadShare, ...] = ()
             if stored is not None and query.heads is not None:
                 shares = head_shares(query.heads[part], stored[i], query.head_shape)
-            terms = {"log share of its part": float(evidence[part, i]), "charge": float(-charge[part])}
+            terms = {"log share among rivals": float(evidence[part, i]), "charge for the part": float(charge[part])}
             reasons.append(Reason(part, float(dense[part, i]), shares, terms))
         return Ranking(
             candidates[best], scores[best].astype(np.float32), reasons, self._decision(query, reasons, charge)

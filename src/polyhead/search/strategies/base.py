@@ -44,7 +44,7 @@ class Reason:
         part: index into ``query.parts`` of the part that spoke for the row (0 is the whole question).
         similarity: cosine of that part's dense vector with the row's.
         heads: the heads that agreed most, best first; empty where the strategy had no head vectors.
-        terms: the numbers whose sum or maximum is the score, by name.
+        terms: the numbers behind the score, by name.
     """
 
     part: int
