@@ -8,30 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+# fmt: off
 WORDS = [
-    "the",
-    "a",
-    "river",
-    "rises",
-    "in",
-    "hills",
-    "and",
-    "runs",
-    "west",
-    "bridge",
-    "of",
-    "iron",
-    "opened",
-    "town",
-    "what",
-    "did",
-    "it",
-    "cost",
-    "search",
-    "find",
-    ":",
-    ",",
+    "the", "a", "river", "rises", "in", "hills", "and", "runs", "west", "bridge", "of", "iron", "opened",
+    "town", "what", "did", "it", "cost", "search", "find", ":", ",",
 ]
+# fmt: on
 
 
 @pytest.fixture(scope="session")
