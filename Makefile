@@ -34,9 +34,12 @@ check: $(READY) ## style and types
 tests: $(READY) ## the tests alone; PYTEST_ARGS changes how
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-bench: $(READY) ## speed and memory against peers, written to benchmarks/results/
+bench: $(READY) ## speed and memory against peers, and search quality, written to benchmarks/results/
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/search.py
+	@mkdir -p benchmarks/results
+	for data in mrag-wikipedia cranfield limit-small; do \
+		$(BIN)/python -m polyhead evaluate retrieval --data $$data --json > benchmarks/results/$$data.json || exit 1; done
 
 docs: $(READY) ## build the documentation site into site/
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"
