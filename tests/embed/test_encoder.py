@@ -258,3 +258,26 @@ def test_memory_does_not_grow_with_calls(bert: Encoder) -> None:
         bert.encode(texts, heads=True)
     gc.collect()
     assert resident() - before < 8, "MiB after 60 more calls"
+
+
+def test_auto_calibrates_once_many_calls_add_up_to_long_work(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An index is made in batches, each below the number that is worth a calibration."""
+    from polyhead.embed import backends
+
+    calls: list[int] = []
+
+    def calibrate(self: backends.Backends, *_: Any) -> None:
+        calls.append(1)
+        self._settled = True
+
+    monkeypatch.setattr(backends, "CALIBRATE_FROM", 5)
+    monkeypatch.setattr(backends.Backends, "calibrate", calibrate)
+    encoder = Encoder(str(tiny_bert), cache_dir=tmp_path)
+    encoder.encode(TEXTS[:2])
+    encoder.encode_chunks(TEXTS[:2])
+    assert not calls
+    encoder.encode(TEXTS[:2])
+    encoder.encode(TEXTS[:2])
+    assert len(calls) == 1

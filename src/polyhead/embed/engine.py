@@ -76,6 +76,7 @@ class Engine:
 
     def __init__(self, name: str, recipe: Recipe, backends: Backends) -> None:
         self._name, self._recipe, self._backends = name, recipe, backends
+        self._given = 0
 
     @property
     def facts(self) -> ModelFacts:
@@ -147,7 +148,9 @@ class Engine:
         result = self.empty(len(sequences), heads)
         if not sequences:
             return result
-        backend = self._backends.get(self.tokenizer, max(work, len(sequences)))
+        # Long work may come in many calls (an index is made batch by batch), none of which knows of the others.
+        self._given += len(sequences)
+        backend = self._backends.get(self.tokenizer, max(work, self._given))
         done = 0
 
         def sink(batch: Any, dense: np.ndarray, per_head: np.ndarray | None) -> None:
