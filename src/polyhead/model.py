@@ -14,10 +14,11 @@ from torch import nn
 
 from polyhead.errors import InputError, MissingExtraError, UnreadableModelError
 from polyhead.hub import ResolvedModel, resolve
-from polyhead.recording import Recording, attention_hooks, token_hooks
+from polyhead.recording import Recording, attention_hooks, attention_taps, token_hooks
 from polyhead.structure import AttentionLayer, find_attention_layers
+from polyhead.tap import AttentionCall
 
-__all__ = ["AttentionLayer", "HeadedModel", "Recording", "load"]
+__all__ = ["AttentionCall", "AttentionLayer", "HeadedModel", "Recording", "load"]
 
 RECORDABLE = ("heads", "tokens", "attention")
 # transformers makes an empty tokenizer up where a folder has none of these.
@@ -222,6 +223,30 @@ class HeadedModel:
         finally:
             for handle in handles:
                 handle.remove()
+
+    @contextmanager
+    def tap_attention(
+        self,
+        watch: Callable[[int, AttentionCall], torch.Tensor | None] | None = None,
+        *,
+        prepare: Callable[[int, AttentionCall], AttentionCall | None] | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Iterator[None]:
+        """See and change attention from inside, in every forward pass of this thread while the block runs.
+
+        Args:
+            watch: called as ``watch(layer, call)`` after the kernel; a tensor it returns, ``[batch, tokens, heads,
+                value_dim]``, takes the place of the head outputs.
+            prepare: called as ``prepare(layer, call)`` before the kernel; an :class:`AttentionCall` it returns
+                (``dataclasses.replace(call, query=...)``) is computed instead.
+            layers: which layers; None for all.
+
+        Raises:
+            UnreadableModelError: one of the layers does not attend through transformers' attention interface.
+            InputError: a layer the model does not have.
+        """
+        with attention_taps(self, watch, prepare, set(self._chosen(layers))):
+            yield
 
     @contextmanager
     def record(self, *what: str, layers: Sequence[int] | None = None) -> Iterator[Recording]:

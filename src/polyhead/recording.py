@@ -17,7 +17,7 @@ from polyhead.tap import AttentionCall, attention_weights, tapped
 if TYPE_CHECKING:
     from polyhead.model import HeadedModel
 
-__all__ = ["Recording", "attention_hooks", "token_hooks"]
+__all__ = ["Recording", "attention_hooks", "attention_taps", "token_hooks"]
 
 
 class Recording:
@@ -81,6 +81,55 @@ class Recording:
 @contextmanager
 def attention_hooks(model: HeadedModel, recording: Recording, chosen: set[int]) -> Iterator[None]:
     """Attention weights: from the interface's calls, else from the softmax that an attention module itself runs."""
+    thread = threading.get_ident()
+    own_softmax = [layer for layer in model.attention_layers if not layer.uses_interface]
+    with ExitStack() as stack:
+        next_layer = stack.enter_context(_layer_counter(model, chosen))
+
+        def on_call(call: AttentionCall) -> None:
+            layer = next_layer(call.module)
+            if layer is not None:
+                recording._attention[layer.index] = attention_weights(call)
+
+        stack.enter_context(tapped(model.module, on_call, interface=not own_softmax))
+        for module in {id(layer.module): layer.module for layer in own_softmax}.values():
+            stack.enter_context(_softmax_of(module, next_layer, recording, thread))
+        yield
+
+
+@contextmanager
+def attention_taps(
+    model: HeadedModel,
+    watch: Callable[[int, AttentionCall], torch.Tensor | None] | None,
+    prepare: Callable[[int, AttentionCall], AttentionCall | None] | None,
+    chosen: set[int],
+) -> Iterator[None]:
+    """The tap with layer numbers, for models that attend through the interface; see HeadedModel.tap_attention."""
+    outside = [layer.path for layer in model.attention_layers if layer.index in chosen and not layer.uses_interface]
+    if outside:
+        raise UnreadableModelError(
+            f"Attention inside '{model.name}' cannot be watched or changed: {outside[0]} does not attend through "
+            "transformers' attention interface. Its head outputs can (tap_heads, record), and its weights be recorded."
+        )
+    with ExitStack() as stack:
+        before = stack.enter_context(_layer_counter(model, chosen))
+        after = stack.enter_context(_layer_counter(model, chosen))
+
+        def on_call(call: AttentionCall) -> torch.Tensor | None:
+            layer = after(call.module)
+            return None if layer is None or watch is None else watch(layer.index, call)
+
+        def ahead(call: AttentionCall) -> AttentionCall | None:
+            layer = before(call.module)
+            return None if layer is None or prepare is None else prepare(layer.index, call)
+
+        stack.enter_context(tapped(model.module, on_call, prepare=ahead))
+        yield
+
+
+@contextmanager
+def _layer_counter(model: HeadedModel, chosen: set[int]) -> Iterator[Callable[[nn.Module], AttentionLayer | None]]:
+    """Which layer a call of an attention module is: layers may share one module, and then calls are counted."""
     order: dict[int, list[AttentionLayer]] = {}
     for layer in model.attention_layers:
         order.setdefault(id(layer.module), []).append(layer)
@@ -95,22 +144,15 @@ def attention_hooks(model: HeadedModel, recording: Recording, chosen: set[int]) 
         counts[id(module)] = call
         return slots[call] if call < len(slots) and slots[call].index in chosen else None
 
-    def on_call(call: AttentionCall) -> None:
-        layer = next_layer(call.module)
-        if layer is not None:
-            recording._attention[layer.index] = attention_weights(call)
-
     def restart(*_: Any) -> None:
         if threading.get_ident() == thread:
             counts.clear()
 
-    own_softmax = [layer for layer in model.attention_layers if not layer.uses_interface]
-    with ExitStack() as stack:
-        stack.callback(model.module.register_forward_pre_hook(restart).remove)
-        stack.enter_context(tapped(model.module, on_call, interface=not own_softmax))
-        for module in {id(layer.module): layer.module for layer in own_softmax}.values():
-            stack.enter_context(_softmax_of(module, next_layer, recording, thread))
-        yield
+    handle = model.module.register_forward_pre_hook(restart)
+    try:
+        yield next_layer
+    finally:
+        handle.remove()
 
 
 class _SoftmaxWatch(torch.overrides.TorchFunctionMode):

@@ -1,4 +1,4 @@
-"""The tap: one attention function registered with transformers that watches attention and changes nothing.
+"""The tap: one attention function registered with transformers that watches attention, and changes it when asked.
 
 It is registered with ``AttentionInterface`` and with ``AttentionMaskInterface`` (without the second, transformers
 passes no mask at all and padded rows go wrong in silence), and hands the work to the kernel the model used before.
@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class AttentionCall:
         key, value: ``[batch, kv_heads, keys, head_dim]``.
         mask: boolean ``[batch, 1, tokens, keys]`` (True where allowed), additive of the same shape, or None.
         kwargs: scaling, dropout, sliding_window, softcap, sinks and so on, as the model passed them.
-        output: ``[batch, tokens, heads, value_dim]``, per-head outputs.
+        output: ``[batch, tokens, heads, value_dim]``, per-head outputs; empty before the kernel has run.
     """
 
     module: nn.Module
@@ -46,14 +46,15 @@ class AttentionCall:
     output: torch.Tensor
 
 
-Watcher = Callable[[AttentionCall], None]
+Watcher = Callable[[AttentionCall], "torch.Tensor | None"]
+Preparer = Callable[[AttentionCall], "AttentionCall | None"]
 
 
 class _Watchers(threading.local):
     """Watchers of this thread: two threads may watch one model at once, each its own forward passes."""
 
     def __init__(self) -> None:
-        self.stack: list[Watcher] = []
+        self.stack: list[tuple[Watcher, Preparer | None]] = []
 
 
 _watchers = _Watchers()
@@ -75,9 +76,14 @@ def _tap(
     original = _originals.get(id(getattr(module, "config", None)), "sdpa")
     eager = _eager_of(module)
     kernel = eager if original == _EAGER and eager else ALL_ATTENTION_FUNCTIONS["sdpa"]
-    output, weights = kernel(module, query, key, value, attention_mask, **kwargs)
-    for watch in _watchers.stack:
-        watch(AttentionCall(module, query, key, value, attention_mask, kwargs, output))
+    call = AttentionCall(module, query, key, value, attention_mask, kwargs, query[:0])
+    for _, prepare in _watchers.stack:
+        if prepare is not None:
+            call = prepare(call) or call
+    output, weights = kernel(module, call.query, call.key, call.value, call.mask, **call.kwargs)
+    for watch, _ in _watchers.stack:
+        changed = watch(replace(call, output=output))
+        output = output if changed is None else changed
     return output, weights
 
 
@@ -91,8 +97,13 @@ def _register() -> None:
 
 
 @contextmanager
-def tapped(module: nn.Module, watch: Watcher, *, interface: bool = True) -> Iterator[None]:
+def tapped(
+    module: nn.Module, watch: Watcher, *, prepare: Preparer | None = None, interface: bool = True
+) -> Iterator[None]:
     """Have ``watch`` called for every attention call of ``module`` in this thread while the block runs.
+
+    A tensor that ``watch`` returns takes the place of the call's output. ``prepare`` is called before the kernel, in
+    the order of entering, and may return another call (queries, keys, values, mask or kwargs changed) to compute.
 
     Kernels other than eager run as SDPA meanwhile, which gives the same numbers. ``interface=False`` is for a model
     that attends without transformers' attention interface: nothing is called, and it runs its own eager attention,
@@ -108,11 +119,12 @@ def tapped(module: nn.Module, watch: Watcher, *, interface: bool = True) -> Iter
                 tap = _TAP_ADDITIVE if original == _EAGER else _TAP
                 _set(config, tap if interface else _EAGER)
             _users[id(config)] = _users.get(id(config), 0) + 1
-    _watchers.stack.append(watch)
+    entry = (watch, prepare)
+    _watchers.stack.append(entry)
     try:
         yield
     finally:
-        _watchers.stack.remove(watch)
+        _watchers.stack.remove(entry)
         with _lock:
             for config in configs:
                 _users[id(config)] -= 1

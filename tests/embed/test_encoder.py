@@ -281,3 +281,17 @@ def test_auto_calibrates_once_many_calls_add_up_to_long_work(
     encoder.encode(TEXTS[:2])
     encoder.encode(TEXTS[:2])
     assert len(calls) == 1
+
+
+def test_an_export_reports_nothing_and_forks_nothing(
+    tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO's converter would tell its makers of each use; LanceDB, which may be loaded too, must not be forked."""
+    pytest.importorskip("openvino")
+    forks: list[int] = []
+    monkeypatch.setattr(os, "fork", lambda: forks.append(1))
+    sender = pytest.importorskip("openvino_telemetry.utils.sender").TelemetrySender
+    before = sender.send
+    Encoder(str(tiny_bert), backend="openvino", cache_dir=tmp_path).encode(["the river"])
+    assert not forks
+    assert sender.send is before

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from polyhead.data import data_folder
 from polyhead.errors import DataNotFoundError, InputError
 from polyhead.evaluate import datasets
-from polyhead.evaluate.datasets import data_folder, load_retrieval
+from polyhead.evaluate.datasets import load_retrieval
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,22 @@ def _openvino() -> Any:
     return openvino
 
 
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Keep OpenVINO's converter from reporting its use: it does so over the network, from processes that it forks."""
+    try:
+        from openvino_telemetry.utils.sender import TelemetrySender
+    except ImportError:
+        yield
+        return
+    send = TelemetrySender.send
+    TelemetrySender.send = lambda *_: None
+    try:
+        yield
+    finally:
+        TelemetrySender.send = send
+
+
 def export_graph(graph: EncoderGraph, folder: Path) -> None:
     """Write a graph as OpenVINO files; its weights stay float32, as the precision is chosen when it is compiled.
 
@@ -47,7 +64,7 @@ def export_graph(graph: EncoderGraph, folder: Path) -> None:
     mask = torch.ones_like(ids)
     mask[0, 11:] = 0
     graph.with_heads = True
-    with torch.no_grad(), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings(), _without_telemetry():
         # Tracing warns of each size it meets in Python; the parity check shows whether one was kept by mistake.
         warnings.simplefilter("ignore")
         model = openvino.convert_model(graph, example_input=(ids, mask, torch.tensor(0)))

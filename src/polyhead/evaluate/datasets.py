@@ -5,19 +5,16 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import os
 import re
-import shutil
-import urllib.request
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyhead.errors import DataNotFoundError, InputError
-from polyhead.paths import home
+from polyhead.data import data_folder
+from polyhead.errors import InputError
 
-__all__ = ["RETRIEVAL_DATA", "RetrievalData", "data_folder", "load_retrieval"]
+__all__ = ["RETRIEVAL_DATA", "RetrievalData", "load_retrieval"]
 
 
 @dataclass(frozen=True)
@@ -67,36 +64,6 @@ def load_retrieval(name_or_folder: str) -> RetrievalData:
         f"No data '{name_or_folder}': expected {', '.join(RETRIEVAL_DATA)}, or a folder in BEIR format "
         "(corpus.jsonl, queries.jsonl, qrels/test.tsv)."
     )
-
-
-def data_folder(name: str, files: dict[str, str]) -> Path:
-    """The folder of a data set's files: under ``POLYHEAD_DATA``, else a download kept below ``POLYHEAD_HOME``."""
-    given = os.environ.get("POLYHEAD_DATA")
-    if given:
-        folder = Path(given) / name
-        if all((folder / file).is_file() for file in files):
-            return folder
-    folder = home() / "data" / name
-    for file, address in files.items():
-        if not (folder / file).is_file():
-            _download(name, address, folder / file, given)
-    return folder
-
-
-def _download(name: str, address: str, target: Path, given: str | None) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(target.name + ".part")
-    try:
-        with urllib.request.urlopen(address, timeout=60) as response, partial.open("wb") as file:
-            shutil.copyfileobj(response, file)
-        partial.replace(target)  # a file with its final name is a whole file
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        looked = f"'{Path(given) / name}' does not hold {target.name}" if given else "POLYHEAD_DATA is not set"
-        raise DataNotFoundError(
-            f"The data set '{name}' is not here: {looked}, and {address} could not be fetched ({error}). Put its files "
-            f"into a folder '{name}' and set POLYHEAD_DATA to the folder around it."
-        ) from error
 
 
 def _read_mrag(folder: Path) -> RetrievalData:

@@ -151,8 +151,8 @@ def read_jsonl(stamp: FileStamp, text_field: str, log: ProblemLog) -> Iterator[D
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, json.JSONDecodeError):  # its own line number would always be 1
-        return f"{error.msg} at character {error.colno}"
+    if isinstance(error, json.JSONDecodeError):  # its own line and column count the line end at which it noticed
+        return f"{error.msg} at character {error.pos + 1}"
     return "nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
