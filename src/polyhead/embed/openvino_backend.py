@@ -23,19 +23,9 @@ __all__ = ["OpenVINOBackend", "export_graph"]
 _MODEL = "model.xml"
 
 
-def _openvino() -> Any:
-    try:
-        import openvino
-    except ImportError as error:
-        raise MissingExtraError(
-            "backend 'openvino' needs the package openvino: pip install 'polyhead[openvino]', or use backend='torch'"
-        ) from error
-    return openvino
-
-
 @contextmanager
 def _without_telemetry() -> Iterator[None]:
-    """Keep OpenVINO's converter from reporting its use: it does so over the network, from processes that it forks."""
+    """Keep OpenVINO from reporting imports and exports: it does so over the network, from processes that it forks."""
     try:
         from openvino_telemetry.utils.sender import TelemetrySender
     except ImportError:
@@ -47,6 +37,17 @@ def _without_telemetry() -> Iterator[None]:
         yield
     finally:
         TelemetrySender.send = send
+
+
+def _openvino() -> Any:
+    try:
+        with _without_telemetry():
+            import openvino
+    except ImportError as error:
+        raise MissingExtraError(
+            "backend 'openvino' needs the package openvino: pip install 'polyhead[openvino]', or use backend='torch'"
+        ) from error
+    return openvino
 
 
 def export_graph(graph: EncoderGraph, folder: Path) -> None:

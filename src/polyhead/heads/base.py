@@ -64,9 +64,9 @@ def scores() -> dict[str, type[Score]]:
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"polyhead.heads.{module.name}")
     found: dict[str, type[Score]] = {}
-    pending: list[type] = [Score]
+    pending: list[Any] = [Score]
     while pending:
-        for kind in pending.pop().__subclasses__():
+        for kind in list(pending.pop().__subclasses__()):
             pending.append(kind)
             if kind.__module__.startswith("polyhead.heads.") and not getattr(kind, "__abstractmethods__", None):
                 found[kind.name] = kind
