@@ -66,7 +66,7 @@ def load(
         >>> with model.record("heads") as recording, torch.no_grad():
         ...     _ = model(**model.tokenize(["Every head speaks for itself."]))
         >>> recording.heads.shape
-        torch.Size([1, 6, 12, 9, 32])
+        torch.Size([1, 6, 12, 8, 32])
     """
     resolved = None
     if isinstance(name_or_path_or_module, nn.Module):
