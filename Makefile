@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST_ARGS ?= -n 2 --dist loadscope
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test check tests bench docs clean
+.PHONY: help env demo test check tests bench claims docs clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ bench: $(READY) ## speed and memory against peers, and search quality, written t
 	@mkdir -p benchmarks/results
 	for data in mrag-wikipedia cranfield limit-small; do \
 		$(BIN)/python -m polyhead evaluate retrieval --data $$data --json > benchmarks/results/$$data.json || exit 1; done
+
+claims: $(READY) ## run every claim at smoke scale, keep the evidence, write docs/claims.md
+	$(BIN)/python -m polyhead claims run --all --save --page docs/claims.md
 
 docs: $(READY) ## build the documentation site into site/
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"

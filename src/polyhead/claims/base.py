@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from polyhead.errors import InputError
 
-__all__ = ["Evidence", "Scale", "Verdict", "claim_ids", "run_claim"]
+__all__ = ["Evidence", "Scale", "Verdict", "claim_ids", "run_claim", "verdict_of"]
 
 Scale = Literal["smoke", "full"]
 Verdict = Literal["supported", "refuted", "inconclusive", "untestable here"]
@@ -50,6 +50,13 @@ class Evidence:
     def __post_init__(self) -> None:
         if self.verdict not in _VERDICTS:
             raise InputError(f"The verdict is {self.verdict!r}, expected one of {', '.join(_VERDICTS)}.")
+
+
+def verdict_of(low: float, high: float, *, more_than: float = 0.0) -> Verdict:
+    """Supported where the whole interval lies above ``more_than``, refuted where it lies below, else inconclusive."""
+    if low > more_than:
+        return "supported"
+    return "refuted" if high < more_than else "inconclusive"
 
 
 def claim_ids() -> list[str]:

@@ -76,6 +76,7 @@ def rank_all(
     names = list(data.corpus)
     total = len(names) + len(data.queries)
     needs_heads = any(one.uses_heads for one in strategies)
+    needs_parts = any(one.uses_parts for one in strategies)
     encoded = encoder.encode_chunks(list(data.corpus.values()), heads=needs_heads)
     tell(len(names), total)
     mean, importance, heads = None, None, None
@@ -86,7 +87,7 @@ def rank_all(
     runs: dict[str, dict[str, list[tuple[str, float]]]] = {one.name: {} for one in strategies}
     ids, texts = list(data.queries), list(data.queries.values())
     for start in range(0, len(ids), QUERY_BATCH):
-        batch = encode_queries(texts[start : start + QUERY_BATCH], encoder, head_mean=mean)
+        batch = encode_queries(texts[start : start + QUERY_BATCH], encoder, head_mean=mean, parts=needs_parts)
         for query_id, query in zip(ids[start : start + QUERY_BATCH], batch, strict=True):
             for one in strategies:
                 ranking = one.rank(query, view, depth)
