@@ -22,6 +22,14 @@ __all__ = ["HeadMap"]
 FORMAT_VERSION = 1
 
 
+def _figure(width: float, height: float) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("Plots of a HeadMap need matplotlib: pip install 'polyhead[plot]'") from error
+    return Figure(figsize=(width, height))
+
+
 @dataclass(eq=False)
 class HeadMap:
     """One number for each head of a model.
@@ -89,6 +97,26 @@ class HeadMap:
             chosen[layer, head] = True
         return chosen
 
+    def overlap(self, other: HeadMap, k: int | float) -> float:
+        """Share of the top ``k`` (a count, or a fraction) heads that are among the top ``k`` of the other map too.
+
+        Raises:
+            InputError: other shapes, or a ``k`` that chooses no head.
+        """
+        self._same_shape(other)
+        first = set(self.top(k))
+        if not first:
+            raise InputError(f"The top {k} of '{self.name}' are no heads at all; ask for more.")
+        return len(first & set(other.top(k))) / len(first)
+
+    def in_words(self, k: int = 5) -> str:
+        """The ``k`` highest heads in a sentence, with their values; fewer where fewer have one."""
+        best = self.top(min(k, int(np.isfinite(self.values).sum())))
+        if not best:
+            return f"No head has a value of {self.name}."
+        named = ", ".join(f"L{layer}H{head} ({self.values[layer, head]:.3g})" for layer, head in best)
+        return f"Highest ({self.higher_means}): {named}."
+
     def rank_correlation(self, other: HeadMap) -> float:
         """Spearman correlation with another map of the same shape, over heads that have a value in both.
 
@@ -117,10 +145,13 @@ class HeadMap:
 
     def save(self, path: str | Path) -> None:
         """Write as JSON; every digit is kept."""
+        Path(path).write_text(json.dumps(self.to_json()) + "\n", encoding="utf-8")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; NaN is None."""
         values = [[None if np.isnan(value) else value for value in row] for row in self.values.tolist()]
         plain = {"format": "polyhead.HeadMap", "version": FORMAT_VERSION, "name": self.name, "model": self.model}
-        plain |= {"data": self.data, "higher_means": self.higher_means, "values": values}
-        Path(path).write_text(json.dumps(plain) + "\n", encoding="utf-8")
+        return {**plain, "data": self.data, "higher_means": self.higher_means, "values": values}
 
     @classmethod
     def load(cls, path: str | Path) -> HeadMap:
@@ -144,18 +175,41 @@ class HeadMap:
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """A layers-by-heads heatmap, layer 0 at the bottom; written to ``path`` where one is given."""
-        try:
-            from matplotlib.figure import Figure
-        except ImportError as error:
-            raise MissingExtraError("HeadMap.plot needs matplotlib: pip install 'polyhead[plot]'") from error
         layers, heads = self.shape
-        figure = Figure(figsize=(1.5 + min(12, max(3, 0.32 * heads)), 1.2 + min(12, max(2, 0.32 * layers))))
+        figure = _figure(1.5 + min(12, max(3, 0.32 * heads)), 1.2 + min(12, max(2, 0.32 * layers)))
         axes = figure.subplots()
         image = axes.imshow(self.values, origin="lower", aspect="auto", cmap="viridis")
         axes.set(xlabel="head", ylabel="layer", title=f"{self.name}\n{self.model} {self.data}".strip())
         axes.set_xticks(range(0, heads, max(1, heads // 16)))
         axes.set_yticks(range(0, layers, max(1, layers // 16)))
         figure.colorbar(image, ax=axes, label=f"high: {self.higher_means}")
+        figure.tight_layout()
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
+
+    def to_plotly(self) -> Any:
+        """The heatmap as a ``plotly.graph_objects.Figure`` for web pages: each cell says its head and value."""
+        try:
+            from plotly import graph_objects
+        except ImportError as error:
+            raise MissingExtraError("HeadMap.to_plotly needs Plotly: pip install 'polyhead[plot]'") from error
+        tip = "layer %{y}, head %{x}: %{z:.4g}<extra></extra>"
+        cells = graph_objects.Heatmap(z=self.values.tolist(), colorscale="Viridis", hovertemplate=tip)
+        figure = graph_objects.Figure(cells)
+        figure.update_layout(title=f"{self.name} · {self.model}", xaxis_title="head", yaxis_title="layer")
+        return figure
+
+    def plot_against(self, other: HeadMap, path: str | Path | None = None) -> Figure:
+        """A scatter plot of two maps, one point a head, coloured by layer; written to ``path`` where one is given."""
+        self._same_shape(other)
+        figure = _figure(6.0, 5.0)
+        axes = figure.subplots()
+        layer = np.repeat(np.arange(self.shape[0]), self.shape[1])
+        points = axes.scatter(self.values.ravel(), other.values.ravel(), c=layer, cmap="viridis", s=18)
+        rho = self.rank_correlation(other)
+        axes.set(xlabel=self.name, ylabel=other.name, title=f"{self.model}\nSpearman rank correlation {rho:.3f}")
+        figure.colorbar(points, ax=axes, label="layer")
         figure.tight_layout()
         if path is not None:
             figure.savefig(path, dpi=150)

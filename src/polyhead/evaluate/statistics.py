@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from polyhead.errors import InputError
 
-__all__ = ["Interval", "bootstrap_interval", "holm", "paired_permutation"]
+__all__ = ["Interval", "bootstrap_interval", "bootstrap_of", "holm", "paired_permutation"]
 
 _BLOCK = 2_000_000  # resampled values held at once
 
@@ -49,6 +49,31 @@ def bootstrap_interval(
         means[start : start + count] = values[generator.integers(0, values.size, (count, values.size))].mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(values.mean()), float(low), float(high), int(values.size))
+
+
+def bootstrap_of(
+    statistic: Callable[[np.ndarray], float], n: int, *, level: float = 0.95, resamples: int = 1_000, seed: int = 0
+) -> Interval:
+    """Any statistic of ``n`` examples with its percentile bootstrap interval (Efron 1979).
+
+    Args:
+        statistic: ``statistic(rows) -> float`` for indices ``rows`` of examples, repeats among them.
+        n: examples; the value is ``statistic(arange(n))``.
+        level, resamples, seed: as in :func:`bootstrap_interval`. Resamples where the statistic is not a number (a
+            correlation of constant values) are left out.
+
+    Raises:
+        InputError: no examples, or a statistic that is not a number in more than half of the resamples.
+    """
+    if n < 1:
+        raise InputError("An interval needs at least one example, got none.")
+    generator = np.random.default_rng(seed)
+    drawn = np.array([statistic(generator.integers(0, n, n)) for _ in range(resamples)])
+    drawn = drawn[np.isfinite(drawn)]
+    if drawn.size < resamples / 2:
+        raise InputError(f"The statistic is not a number in {resamples - drawn.size} of {resamples} resamples.")
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(statistic(np.arange(n))), float(low), float(high), n)
 
 
 def paired_permutation(
