@@ -16,6 +16,7 @@ from polyhead.errors import InputError, MissingExtraError, UnreadableModelError
 from polyhead.hub import ResolvedModel, resolve
 from polyhead.recording import Recording, attention_hooks, attention_taps, token_hooks
 from polyhead.structure import AttentionLayer, find_attention_layers
+from polyhead.surgery import PRUNED_FILE, read_pruned, remove_heads
 from polyhead.tap import AttentionCall
 
 __all__ = ["AttentionCall", "AttentionLayer", "HeadedModel", "Recording", "load"]
@@ -78,7 +79,10 @@ def load(
     if device is not None or (dtype is not None and resolved is None):
         kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         module = module.to(device=device, dtype=kind if resolved is None else None)
-    return HeadedModel(_tower_of(module, tower, name), name=name, files=resolved, trust_remote_code=trust_remote_code)
+    part = _tower_of(module, tower, name)
+    if resolved is not None:
+        _cut_pruned(part, name, resolved)
+    return HeadedModel(part, name=name, files=resolved, trust_remote_code=trust_remote_code)
 
 
 class HeadedModel:
@@ -302,6 +306,13 @@ def _from_files(
     except (OSError, ValueError, KeyError) as error:
         raise UnreadableModelError(f"'{resolved.name}' in {resolved.path} could not be loaded: {error}") from error
     return model.eval()
+
+
+def _cut_pruned(module: nn.Module, name: str, resolved: ResolvedModel) -> None:
+    """Cut the heads out again that ``polyhead.compress.save_pruned`` wrote as zeros."""
+    pruned = Path(_transformer_folder(resolved)) / PRUNED_FILE
+    if pruned.is_file():
+        remove_heads(module, find_attention_layers(module, name), read_pruned(pruned))
 
 
 def _transformer_folder(resolved: ResolvedModel) -> str:
