@@ -40,6 +40,7 @@ bench: $(READY) ## speed and memory against peers, and search quality, written t
 	@mkdir -p benchmarks/results
 	for data in mrag-wikipedia cranfield limit-small; do \
 		$(BIN)/python -m polyhead evaluate retrieval --data $$data --json > benchmarks/results/$$data.json || exit 1; done
+	$(BIN)/python benchmarks/figures.py
 
 claims: $(READY) ## run every claim at smoke scale, keep the evidence, write docs/claims.md
 	$(BIN)/python -m polyhead claims run --all --save --page docs/claims.md
