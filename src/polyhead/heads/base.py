@@ -68,6 +68,7 @@ def scores() -> dict[str, type[Score]]:
     while pending:
         for kind in list(pending.pop().__subclasses__()):
             pending.append(kind)
-            if kind.__module__.startswith("polyhead.heads.") and not getattr(kind, "__abstractmethods__", None):
+            named = "name" in vars(kind) and not getattr(kind, "__abstractmethods__", None)
+            if named and kind.__module__.startswith("polyhead.heads."):  # a base that others share has no name
                 found[kind.name] = kind
     return dict(sorted(found.items()))
