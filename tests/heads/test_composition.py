@@ -70,7 +70,9 @@ def _wire(model: HeadedModel, width: int) -> None:
     basis = torch.linalg.qr(torch.randn(32, 8, generator=torch.Generator().manual_seed(3))).Q.T
     basis = torch.linalg.qr((basis - basis.mean(1, keepdim=True)).T).Q.T  # LayerNorm centres
     first.attn.c_proj.weight.data[8 + 0 : 8 + width] = basis[:width] * 3
-    last.attn.c_attn.weight.data[:, 32 + 24 : 32 + 32] = basis.T
+    keys = last.attn.c_attn.weight.data[:, 32 + 24 : 32 + 32]
+    keys.zero_()
+    keys[:, :width] = basis[:width].T
 
 
 def test_a_wired_pair_is_found_first_by_the_whole_and_by_its_channel():

@@ -3,8 +3,8 @@
 A head writes ``x W_V W_O`` and a later head reads it through its query, key or value matrices. The composition of the
 two is ``||W_V W_O R||_F / (||W_V W_O||_F ||R||_F)`` with ``R = W_Q W_K^T``, ``W_K W_Q^T`` or ``W_V W_O`` of the reader
 (Elhage et al. 2021, as in TransformerLens). Neither product is ever formed: with ``W_V W_O = U S C`` (``C`` has a row a
-channel) and ``R = X L Q`` (``Q`` orthonormal rows) it is ``||S C X L||_F``, a product of ``head_dim`` wide matrices that
-gives the score of every single channel by the way.
+channel) and ``R = X L Q`` (``Q`` orthonormal rows) it is ``||S C X L||_F``, a product of matrices ``head_dim``
+wide that gives the score of every single channel by the way.
 """
 
 from __future__ import annotations
