@@ -173,24 +173,28 @@ def _update_for_search(
 def _show_report(report: UpdateReport, uri: str, to: object = console) -> None:
     out = to if to is errors else console
     out.print(
-        f"{report.total_chunks:,} chunks in the index: {report.added:,} files added, {report.changed:,} changed, "
+        f"{_count(report.total_chunks, 'chunk')} in the index: {_count(report.added, 'file')} added, {report.changed:,} changed, "
         f"{report.removed:,} removed, {report.unchanged:,} unchanged ({report.seconds:.1f} s)",
         highlight=False,
     )
     if report.empty:
-        out.print(f"{report.empty:,} files hold no text of their own.", highlight=False)
+        out.print(f"{_count(report.empty, 'file')} without text of their own.", highlight=False)
     if report.skipped:
         kinds = sorted(report.skipped.items(), key=lambda item: -item[1])
         named = ", ".join(f"{count:,} {suffix}" for suffix, count in kinds[:8])
         more = f" and {len(kinds) - 8} other kinds" if len(kinds) > 8 else ""
         out.print(f"Not read, as their kind is not supported: {escape(named)}{more}", highlight=False)
     if report.problems:
-        out.print(f"[yellow]{len(report.problems):,} problems while reading:[/]")
+        out.print(f"[yellow]{_count(len(report.problems), 'problem')} while reading:[/]")
         for problem in report.problems[:20]:
             out.print(f"  {escape(str(problem))}", highlight=False, soft_wrap=True)
         if len(report.problems) > 20:
             out.print(f"  ... and {len(report.problems) - 20:,} more; --json lists all")
     out.print(f"[dim]index: {escape(uri)}[/]", highlight=False, soft_wrap=True)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _show_result(result: SearchResult, explain: bool) -> None:

@@ -108,6 +108,8 @@ class Aspects(Strategy):
     def _decision(query: EncodedQuery, reasons: list[Reason], charge: np.ndarray) -> str:
         free = int((charge[1:] == 0).sum())
         by_part = sum(reason.part != 0 for reason in reasons)
+        if len(charge) == 1:
+            return "asks one thing: it is too short to have parts"
         if by_part == 0:
             return f"asks one thing: the whole question found nearer documents than any of its {len(charge) - 1} parts"
         return (
