@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["AttentionCall", "attention_weights", "tapped"]
+__all__ = ["AttentionCall", "additive_mask", "attention_weights", "tapped"]
 
 # Not "polyhead_sdpa": transformers runs support checks on names that contain "sdpa", "flash" or "flex".
 _TAP, _TAP_ADDITIVE = "polyhead", "polyhead_additive"
@@ -161,7 +161,7 @@ def attention_weights(call: AttentionCall) -> torch.Tensor:
 
     Memory grows with ``tokens * keys`` for this one layer; the model's own pass keeps its kernel.
     """
-    mask = _additive(call)
+    mask = additive_mask(call)
     kwargs = {**call.kwargs, "dropout": 0.0}
     eager = _eager_of(call.module)
     if eager is not None:
@@ -177,8 +177,11 @@ def attention_weights(call: AttentionCall) -> torch.Tensor:
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(call.query.dtype)
 
 
-def _additive(call: AttentionCall) -> torch.Tensor | None:
-    """The call's mask as an additive one; SDPA masks are boolean, or absent where causality alone would do."""
+def additive_mask(call: AttentionCall) -> torch.Tensor | None:
+    """The call's mask as an additive one ``[batch or 1, 1, tokens, keys]``, or None where every token sees every other.
+
+    SDPA masks are boolean, or absent where causality alone would do.
+    """
     mask, query = call.mask, call.query
     lowest = torch.finfo(query.dtype).min
     if mask is None:
