@@ -43,7 +43,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     gap = (logp[2:] - logp[1]) / [len(prompt.answer) for prompt in second.prompts]
     low, high = _interval(gap, seed)
     drop = (logp[0] - logp[1:]) / [len(prompt.answer) for prompt in second.prompts]
-    plain = needle_log_probability(model, _continuations(model, texts[: 2 * len(second)]), [[], best, best[:1]])
+    plain = needle_log_probability(model, _continuations(model, texts[: 2 * len(second)]), [[], best])
     alone = needle_log_probability(model, second, [[], *([head] for head in best)])
     return Evidence(
         measured={

@@ -16,9 +16,9 @@ __all__ = ["NeedlePrompt", "Needles"]
 _THINGS = ("password", "code word", "secret phrase", "key phrase")
 _COLOURS = ("red", "blue", "green", "yellow", "white", "black", "brown", "grey")
 _ANIMALS = ("fox", "tiger", "horse", "eagle", "turtle", "rabbit", "whale", "bear", "wolf", "owl")
-_WORDS = ("lamp", "river", "stone", "candle", "garden", "window", "bridge", "mirror", "carpet", "bottle", "basket")
-_WORDS += ("ladder", "pencil", "ticket", "blanket", "hammer", "guitar", "pepper", "button", "saddle", "helmet")
-_WORDS += ("feather", "pillow", "anchor", "mango", "violin", "lemon", "wagon")
+_WORDS: tuple[str, ...] = ("lamp", "river", "stone", "candle", "garden", "window", "bridge", "mirror", "carpet")
+_WORDS += ("bottle", "basket", "ladder", "pencil", "ticket", "blanket", "hammer", "guitar", "pepper", "button")
+_WORDS += ("saddle", "helmet", "feather", "pillow", "anchor", "mango", "violin", "lemon", "wagon")
 
 
 @dataclass(frozen=True)
