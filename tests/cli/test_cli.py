@@ -24,7 +24,7 @@ def run(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
 def test_version_and_help():
     assert run("--version").stdout.startswith("polyhead 0.")
     shown = run("--help").stdout
-    for command in ("search", "index", "evaluate", "models", "papers"):
+    for command in ("search", "index", "evaluate", "models", "papers", "heads", "claims"):
         assert command in shown
     assert "--strategy" in run("search", "--help").stdout
 

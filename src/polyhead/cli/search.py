@@ -173,8 +173,9 @@ def _update_for_search(
 def _show_report(report: UpdateReport, uri: str, to: object = console) -> None:
     out = to if to is errors else console
     out.print(
-        f"{_count(report.total_chunks, 'chunk')} in the index: {_count(report.added, 'file')} added, {report.changed:,} changed, "
-        f"{report.removed:,} removed, {report.unchanged:,} unchanged ({report.seconds:.1f} s)",
+        f"{_count(report.total_chunks, 'chunk')} in the index: {_count(report.added, 'file')} added, "
+        f"{report.changed:,} changed, {report.removed:,} removed, {report.unchanged:,} unchanged "
+        f"({report.seconds:.1f} s)",
         highlight=False,
     )
     if report.empty:
