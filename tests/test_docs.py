@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "docs" / "heads" / "index.md"]
 BLOCK = re.compile(
     r"(?P<skip><!-- not run[^>]*-->\n+)?^```python\n(?P<code>.*?)^```$(?:\n```text\n(?P<output>.*?)^```$)?", re.M | re.S
 )
@@ -51,7 +51,7 @@ def test_the_convention_is_read_as_it_is_told() -> None:
 
 @pytest.mark.real_model
 @pytest.mark.slow
-@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", RUNNABLE, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_examples_run_and_print_what_they_say(
     page: Path, minilm_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
