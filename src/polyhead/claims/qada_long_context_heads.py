@@ -30,9 +30,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     score = QueryAdaptiveLocality(window=window, rows=32, max_tokens=tokens)
     known = score.measure(model, texts[count:])
     found = score.measure(model, texts[:count])
-    globals_ = [
-        layer.index for layer in model.attention_layers if getattr(layer.module, "sliding_window", None) is None
-    ]
+    globals_ = [layer.index for layer in model.attention_layers if layer.sliding_window is None]
     label = found.share("far")[:, globals_] >= score.tau
     adaptive = found.share()[:, globals_]
     fixed = np.broadcast_to((known.share("far")[:, globals_] >= score.tau).mean(0), label.shape)
@@ -98,7 +96,7 @@ def _perplexity(
             else:
                 with score.on(model, oracle=name == "oracle") as shares:
                     logits = model(input_ids=ids, use_cache=False).logits
-                windows = [getattr(layer.module, "sliding_window", None) for layer in model.attention_layers]
+                windows = [layer.sliding_window for layer in model.attention_layers]
                 kept[name] = float(np.mean([share for share, at in zip(shares, windows, strict=True) if at is None]))
             losses[name] = float(torch.nn.functional.cross_entropy(logits[0, :-1].float(), ids[0, 1:]))
     return kept, losses

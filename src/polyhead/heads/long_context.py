@@ -146,7 +146,7 @@ class QueryAdaptiveLocality(Score):
                     rows: torch.Tensor = rows,
                     masses: np.ndarray = masses,
                 ) -> None:
-                    window = getattr(model.attention_layers[layer].module, "sliding_window", None)
+                    window = model.attention_layers[layer].sliding_window
                     heads = queries.shape[0]
                     for at, part in enumerate(self._masses(layer, queries, keys, scaling, rows, window)):
                         masses[at, :, layer, :heads] = part.T.double().cpu().numpy()
@@ -219,7 +219,7 @@ class QueryAdaptiveLocality(Score):
             if call.query.shape[0] != 1 or tokens != keys:
                 raise InputError("QueryAdaptiveLocality acts on one whole text at a time: no batches, no kept keys.")
             rows = torch.arange(tokens, device=call.query.device)
-            window = getattr(call.module, "sliding_window", None)
+            window = model.attention_layers[layer].sliding_window
             local, far, predicted = self._masses(layer, *query_rows(call, rows), rows, window)
             enough = torch.sigmoid(local - (far if oracle else predicted)) >= self.tau
             distant = rows[:, None] - rows[None] >= self.window

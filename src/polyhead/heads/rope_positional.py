@@ -129,7 +129,7 @@ class PositionalHeads(Score):
                 def visit(
                     layer: int, queries: torch.Tensor, keys: torch.Tensor, scaling: float, rows: torch.Tensor = rows
                 ) -> None:
-                    window = getattr(model.attention_layers[layer].module, "sliding_window", None)
+                    window = model.attention_layers[layer].sliding_window
                     sums = self._sums(queries, keys, scaling, rows, window)
                     heads = queries.shape[0]
                     for total, part in zip((products, squares, whole, far), sums, strict=True):
@@ -152,7 +152,7 @@ class PositionalHeads(Score):
     def _sums(
         self, queries: torch.Tensor, keys: torch.Tensor, scaling: float, rows: torch.Tensor, window: int | None
     ) -> tuple[torch.Tensor, ...]:
-        """Sums over rows: pair times logit and pair squared ``[heads, pairs]``, logit squared and far mass ``[heads]``."""
+        """Over rows: pair times logit, pair squared ``[heads, pairs]``; logit squared, far mass ``[heads]``."""
         totals: list[torch.Tensor] = []
         for at, row in enumerate(rows.tolist()):
             start = 0 if window is None else max(0, row - window + 1)
