@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import os
 import shutil
 import urllib.request
@@ -22,12 +24,19 @@ _STS_FILES = {
     2014: ("OnWN", "deft-forum", "deft-news", "headlines", "images", "tweet-news"),
     2015: ("answers-forums", "answers-students", "belief", "headlines", "images"),
 }
-_STS_HOME = "https://alt.qcri.org/semeval{year}/"
 _AG_NEWS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv/test.csv"
 
 
 def data_folder(name: str, files: dict[str, str]) -> Path:
-    """The folder of a data set's files: under ``POLYHEAD_DATA``, else a download kept below ``POLYHEAD_HOME``."""
+    """The folder of a data set's files: under ``POLYHEAD_DATA``, else a download kept below ``POLYHEAD_HOME``.
+
+    Args:
+        name: of the data set, and of its folder.
+        files: file name -> public address; "" where there is none to fetch it from.
+
+    Raises:
+        DataNotFoundError: neither here nor at its home; says what was tried and what to do.
+    """
     given = os.environ.get("POLYHEAD_DATA")
     if given:
         folder = Path(given) / name
@@ -41,15 +50,25 @@ def data_folder(name: str, files: dict[str, str]) -> Path:
 
 
 def _download(name: str, address: str, target: Path, given: str | None) -> None:
+    looked = f"'{Path(given) / name}' does not hold {target.name}" if given else "POLYHEAD_DATA is not set"
+    if not address:
+        raise DataNotFoundError(
+            f"The data set '{name}' is not here: {looked}, and its home offers no such file to fetch. Make "
+            f"{target.relative_to(home() / 'data')} from its public release, put it into a folder, and set "
+            "POLYHEAD_DATA to that folder."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(target.name + ".part")
     try:
         with urllib.request.urlopen(address, timeout=60) as response, partial.open("wb") as file:
-            shutil.copyfileobj(response, file)
+            if address.endswith(".bz2") and target.suffix == ".gz":  # as its public home packs it, and as we keep it
+                with bz2.open(response) as unpacked, gzip.open(file, "wb") as packed:
+                    shutil.copyfileobj(unpacked, packed)
+            else:
+                shutil.copyfileobj(response, file)
         partial.replace(target)  # a file with its final name is a whole file
     except OSError as error:
         partial.unlink(missing_ok=True)
-        looked = f"'{Path(given) / name}' does not hold {target.name}" if given else "POLYHEAD_DATA is not set"
         raise DataNotFoundError(
             f"The data set '{name}' is not here: {looked}, and {address} could not be fetched ({error}). Put its files "
             f"into a folder '{name}' and set POLYHEAD_DATA to the folder around it."
@@ -86,13 +105,16 @@ class SentencePairs:
 def load_sts(year: int = 2015) -> SentencePairs:
     """The scored test pairs of SemEval's semantic textual similarity task, 2012 to 2015.
 
+    Read from ``POLYHEAD_DATA/sts/YEAR/NAME.test.tsv``: lines of score (empty where a pair was not scored), sentence,
+    sentence.
+
     Raises:
         InputError: a year without data. DataNotFoundError: the data is neither here nor at its home.
     """
     if year not in _STS_FILES:
         raise InputError(f"No STS data of {year}: expected one of {', '.join(map(str, _STS_FILES))}.")
-    files = {f"{year}/{name}.test.tsv": _STS_HOME.format(year=year) for name in _STS_FILES[year]}
-    folder = data_folder("sts", files)
+    # SemEval gives archives of two files a set, in a form of its own a year: nothing to fetch as it is.
+    folder = data_folder("sts", {f"{year}/{name}.test.tsv": "" for name in _STS_FILES[year]})
     pairs, gold, group = [], [], []
     for name in _STS_FILES[year]:
         for line in (folder / f"{year}/{name}.test.tsv").read_text(encoding="utf-8").splitlines():

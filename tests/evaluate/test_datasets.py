@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
 
 import pytest
 
-from polyhead.data import data_folder
+from polyhead.data import data_folder, load_sts
 from polyhead.errors import DataNotFoundError, InputError
 from polyhead.evaluate import datasets
 from polyhead.evaluate.datasets import load_retrieval
@@ -87,6 +89,21 @@ def test_download_is_used_where_the_folder_is_missing(tmp_path, monkeypatch):
     folder = data_folder("toy", {"a.txt": (home / "a.txt").as_uri()})
     assert (folder / "a.txt").read_text() == "kept"
     assert list(folder.iterdir()) == [folder / "a.txt"]
+
+
+def test_bz2_from_a_public_home_is_kept_as_gz(tmp_path, monkeypatch):
+    (tmp_path / "a.json.bz2").write_bytes(bz2.compress(b'{"kept": 1}'))
+    monkeypatch.setenv("POLYHEAD_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("POLYHEAD_DATA", raising=False)
+    folder = data_folder("toy", {"a.json.gz": (tmp_path / "a.json.bz2").as_uri()})
+    assert gzip.decompress((folder / "a.json.gz").read_bytes()) == b'{"kept": 1}'
+
+
+def test_without_a_home_it_says_what_to_make(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYHEAD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("POLYHEAD_DATA", str(tmp_path))
+    with pytest.raises(DataNotFoundError, match=r"Make sts/2015/answers-forums\.test\.tsv from its public release"):
+        load_sts(2015)
 
 
 def test_nowhere_to_be_found(tmp_path, monkeypatch):

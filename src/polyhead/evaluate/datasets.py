@@ -155,21 +155,21 @@ _GITHUB = "https://raw.githubusercontent.com"
 RETRIEVAL_DATA = {
     "mrag-wikipedia": _Source(
         {
-            "articles.json.gz": f"{_GITHUB}/spcl/MRAG/main/multi_aspect_data_generator/articles.json.gz",
-            "queries.json.gz": f"{_GITHUB}/spcl/MRAG/main/multi_aspect_data_generator/queries.json.gz",
+            "articles.json.gz": f"{_GITHUB}/spcl/MRAG/HEAD/datasets/wikipedia_articles_v1.json.bz2",
+            "queries.json.gz": f"{_GITHUB}/spcl/MRAG/HEAD/datasets/wikipedia_queries_v1.json.bz2",
         },
         _read_mrag,
     ),
     "cranfield": _Source(
         {
-            name: f"{_GITHUB}/oussbenk/cranfield-trec-dataset/main/{name}"
+            name: f"{_GITHUB}/oussbenk/cranfield-trec-dataset/HEAD/{name}"
             for name in ("cran.all.1400.xml", "cran.qry.xml", "cranqrel.trec.txt")
         },
         _read_cranfield,
     ),
     "limit-small": _Source(
         {
-            name: f"{_GITHUB}/google-deepmind/limit/main/data/limit-small/{name}"
+            name: f"{_GITHUB}/google-deepmind/limit/HEAD/data/limit-small/{name}"
             for name in ("corpus.jsonl", "queries.jsonl", "qrels.jsonl")
         },
         lambda folder: _read_beir(folder, "limit-small"),
