@@ -7,13 +7,17 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from polyhead.errors import InputError
 
-__all__ = ["Evidence", "Scale", "Verdict", "claim_ids", "run_claim", "verdict_of"]
+if TYPE_CHECKING:
+    from polyhead.model import HeadedModel
+
+__all__ = ["Evidence", "Scale", "Verdict", "claim_ids", "loaded", "run_claim", "verdict_of"]
 
 Scale = Literal["smoke", "full"]
 Verdict = Literal["supported", "refuted", "inconclusive", "untestable here"]
@@ -96,3 +100,11 @@ def run_claim(id: str, *, scale: Scale = "smoke", seed: int = 0) -> dict[str, An
         "versions": {name: version(name) for name in ("polyhead", "torch", "transformers", "numpy")},
         "machine": platform.machine(),
     }
+
+
+@lru_cache(maxsize=2)
+def loaded(name: str, *, lm_head: bool = False) -> HeadedModel:
+    """A model loaded once for all claims of a run; claims put it back as it was."""
+    from polyhead.model import load
+
+    return load(name, lm_head=lm_head)
