@@ -296,7 +296,8 @@ def test_sink_dimensions_finds_the_massive_one(minilm_path: str) -> None:
     found = massiveness(states_, [2, 5])
     torch.testing.assert_close(found[0], torch.tensor([1.0, 100 / ((15 + 1e4) / 16) ** 0.5, 1.0]))
     model = polyhead.load(minilm_path)
-    model.module.encoder.layer[2].output.LayerNorm.bias.data[7] += 90.0
+    model.module.embeddings.word_embeddings.weight.data[101, 7] += 90.0  # the first token of each text
+    model.module.encoder.layer[2].output.LayerNorm.bias.data[9] += 90.0  # every token: marks none
     assert sink_dimensions(model, ["a text", "and another, longer text"], 1) == [7]
 
 

@@ -34,10 +34,12 @@ def sink_tokens(states: torch.Tensor, dimensions: Sequence[int], tau: float = 20
 
 @paper("visual-attention-sink")
 def sink_dimensions(model: HeadedModel, texts: Sequence[str], count: int = 2, *, batch_size: int = 8) -> list[int]:
-    """The dimensions of the residual stream that are largest against the rest of their token, over texts and layers.
+    """The dimensions of the residual stream that are massive in a few tokens, but not in most, over texts and layers.
 
-    For each dimension, the largest ``|x_d| / RMS(x)`` of each text is averaged over texts; the ``count`` highest are
-    given. What enters the first layer and what leaves the last is not looked at.
+    For each dimension and layer, the largest ``|x_d| / RMS(x)`` over a text's tokens less the median over them; the
+    largest of the layers is averaged over texts, and the ``count`` highest dimensions are given. The median is taken
+    off since some models (Gemma) carry a dimension that is massive in every token, which marks none. What enters the
+    first layer and what leaves the last is not looked at.
     """
     total = torch.zeros(model.hidden_size, dtype=torch.float64, device=model.device)
     for inputs in batches_of(model, texts, batch_size):
@@ -45,8 +47,9 @@ def sink_dimensions(model: HeadedModel, texts: Sequence[str], count: int = 2, *,
             model(**inputs)
         states = recording.tokens[:, 1:-1].float()
         relative = states.abs() / states.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-20)
-        relative = relative * inputs["attention_mask"][:, None, :, None]
-        total += relative.amax((1, 2)).double().sum(0)
+        relative = relative.masked_fill(~inputs["attention_mask"].bool()[:, None, :, None], float("nan"))
+        highest = relative.nan_to_num(nan=0.0).amax(2)
+        total += (highest - relative.nanmedian(2).values).amax(1).double().sum(0)
     found: list[int] = total.topk(count).indices.tolist()
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from polyhead.act.vectors import Positions, VectorAction, last_tokens, mean_heads
+from polyhead.act.vectors import Positions, VectorAction, last_logits, last_tokens, mean_heads
 from polyhead.errors import InputError
 from polyhead.headmap import HeadMap
 from polyhead.papers import paper
@@ -176,13 +177,7 @@ def first_answer_token(model: HeadedModel, rows: Sequence[Example], action: Vect
     answers = [model.tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in rows]
     if not all(answers):
         raise InputError("An answer without a token was given; answers look like ' Paris'.")
-    if action is None:
-        outputs = model(**inputs)
-    else:
-        with action.at(last).on(model):
-            outputs = model(**inputs)
-    if getattr(outputs, "logits", None) is None:
-        raise InputError(f"'{model.name}' gives no logits: load it with load(name, lm_head=True).")
-    logits = outputs.logits[torch.arange(len(rows)), last].float()
+    with contextlib.nullcontext() if action is None else action.at(last).on(model):
+        logits = last_logits(model, inputs)
     target = torch.tensor([answer[0] for answer in answers], device=logits.device)
     return torch.log_softmax(logits, -1).gather(1, target[:, None])[:, 0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from polyhead.heads.base import Progress
     from polyhead.model import HeadedModel
 
-__all__ = ["Heads", "Positions", "VectorAction", "head_mask", "last_tokens", "mean_heads"]
+__all__ = ["Heads", "Positions", "VectorAction", "head_mask", "last_logits", "last_tokens", "mean_heads"]
 
 Heads = Iterable[tuple[int, int]] | np.ndarray | torch.Tensor | None
 Positions = Literal["all", "last", "prompt"] | torch.Tensor
@@ -120,6 +121,22 @@ def last_tokens(attention_mask: torch.Tensor) -> torch.Tensor:
     """Index ``[batch]`` of each row's last token that is not padding."""
     count = torch.arange(attention_mask.shape[1], device=attention_mask.device)
     return (attention_mask.bool() * (count + 1)).argmax(1)
+
+
+def last_logits(model: HeadedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Logits ``[batch, vocabulary]`` float32 after each row's last token, computed there alone where the model can.
+
+    Raises:
+        InputError: the model gives no logits.
+    """
+    last = last_tokens(inputs["attention_mask"])
+    at_end = bool((last == inputs["attention_mask"].shape[1] - 1).all())
+    one = at_end and "logits_to_keep" in inspect.signature(model.module.forward).parameters
+    logits = getattr(model(**inputs, **({"logits_to_keep": 1} if one else {})), "logits", None)
+    if logits is None:
+        raise InputError(f"'{model.name}' gives no logits: load it with load(name, lm_head=True).")
+    found: torch.Tensor = logits[:, -1] if one else logits[torch.arange(len(last)), last]
+    return found.float()
 
 
 def mean_heads(
