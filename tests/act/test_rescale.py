@@ -31,7 +31,8 @@ def test_head_outputs_are_those_of_the_multiplied_weights(family):
             row = weights[:, head].clone()
             row[..., 1:3] *= factor
             value = values[0][:, head // (4 // values[0].shape[1])].double()
-            torch.testing.assert_close(acted.layer_heads(0)[:, head].double(), row @ value, atol=1e-5, rtol=1e-4)
+            found = acted.layer_heads(0)[:, head].double()
+            torch.testing.assert_close(found[:, :4], (row @ value)[:, :4], atol=1e-5, rtol=1e-4)  # the rest is padding
         torch.testing.assert_close(model(**inputs)[0], plain)
 
 
