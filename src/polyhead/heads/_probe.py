@@ -136,6 +136,13 @@ class Probe:
             )
         return gain, after_gain, False
 
+    def norm_before(self, at: AttentionLayer) -> nn.Module | None:
+        """The module whose output the projections of a layer are given, where that is a norm."""
+        out, first = self.index_of(at.output_projection, at.call), self.event(_linear_children(at.module)[0], at)
+        if out is None or first is None:
+            return None
+        return next((e.module for e in self.events[:out][::-1] if e.is_gain and _same(e.gave, first.given)), None)
+
     def final_gain(self, hidden: int) -> Gain | None:
         """The last norm of the run."""
         last = next((e for e in self.events[::-1] if e.is_gain and e.given.shape[-1] == hidden), None)

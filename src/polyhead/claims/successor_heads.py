@@ -1,0 +1,84 @@
+"""Successor heads: some heads turn an ordered token into the next one, and models need them for sequences."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.evaluate.statistics import bootstrap_interval, holm
+
+if TYPE_CHECKING:
+    from polyhead.model import HeadedModel
+
+
+def run(scale: Scale, seed: int) -> Evidence:
+    """Rise in loss on natural sequences with Gemma-3-270M's top successor head off, less that of random heads.
+
+    Supported where that rise lies above random heads' and the head beats shuffled successors after Holm's correction
+    over all heads; refuted where no head beats them or the rise is below. Smoke takes 12 sequences and 3 random heads,
+    full all and 20.
+    """
+    from polyhead.act.gate import Gate
+    from polyhead.heads.successor import SuccessorScore
+    from polyhead.model import load
+
+    model = load("gemma-3-270m", lm_head=True)
+    found = SuccessorScore().with_null(model, shuffles=5_000, seed=seed)
+    adjusted = np.asarray(holm(found.p.ravel())).reshape(found.p.shape)
+    (top,) = found.map.top(1)
+    others = [head for head in np.ndindex(found.map.shape) if tuple(head) != top]
+    chosen = np.random.default_rng(seed).permutation(len(others))[: 3 if scale == "smoke" else 20]
+    texts = _sequences()[:: 4 if scale == "smoke" else 1]
+    plain = _losses(model, texts)
+
+    def rise(head: tuple[int, ...]) -> np.ndarray:
+        with Gate.off([(head[0], head[1])], model).on(model):
+            return _losses(model, texts) - plain
+
+    random = np.mean([rise(others[row]) for row in chosen], axis=0)
+    mine = rise(top)
+    interval = bootstrap_interval(mine - random, seed=seed)
+    beats = bool(adjusted[top] < 0.05)
+    return Evidence(
+        measured={
+            "succession of the top head": float(found.map.values[top]),
+            "rise in loss": float(mine.mean()),
+            "difference": interval.value,
+            "heads beyond the null": float((adjusted < 0.05).sum()),
+        },
+        baseline={"succession of shuffled pairs": float(found.null[top]), "rise of random heads": float(random.mean())},
+        expected="a head beyond shuffled successors, whose ablation raises the loss on sequences more than others'",
+        interval=(interval.low, interval.high),
+        verdict=verdict_of(interval.low, interval.high) if beats else "refuted",
+        decides="difference",
+        data=f"{found.tokens} ordered tokens; {len(texts)} sequences such as 'Monday, Tuesday,'",
+        model=model.name,
+        notes="One model of 270M parameters; the mod-10 features of the paper's sparse autoencoder are not looked for. "
+        "Key-value heads are shared by 4 query heads, so heads of a layer differ in W_O alone.",
+        details={"top heads": [[*head, float(found.map.values[head])] for head in found.map.top(5)]},
+    )
+
+
+def _sequences() -> list[tuple[str, str]]:
+    """Three words of a class in order, and the fourth."""
+    from polyhead.heads._words import ORDINALS
+
+    rows = []
+    for words in ORDINALS.values():
+        for start in range(len(words) - 3):
+            rows.append((f"{words[start]}, {words[start + 1]}, {words[start + 2]},", f" {words[start + 3]}"))
+    return rows
+
+
+def _losses(model: HeadedModel, texts: list[tuple[str, str]]) -> np.ndarray:
+    """Negative log-likelihood of the first token of what follows, ``[texts]``."""
+    found = []
+    for prompt, answer in texts:
+        target = model.tokenizer(answer, add_special_tokens=False)["input_ids"][0]
+        with torch.inference_mode():
+            logits = model(**model.tokenize([prompt])).logits[0, -1].float()
+        found.append(-float(torch.log_softmax(logits, -1)[target]))
+    return np.array(found)
