@@ -56,20 +56,21 @@ def gpt2_shape() -> Subject:
 
 
 def minilm() -> Subject:
-    """all-MiniLM-L6-v2 on 96 pairs of STS 2014, batches of 32."""
+    """all-MiniLM-L6-v2 on 48 pairs of STS 2014, batches of 16."""
     model = polyhead.load("all-MiniLM-L6-v2")
-    task = task_for(model, "sts-2014", limit=96)
+    task = task_for(model, "sts-2014", limit=48)
     assert isinstance(task, PairSimilarity)
-    return Subject("all-MiniLM-L6-v2, 96 STS pairs", model, task, True, 12)
+    task.batch_size = 16
+    return Subject("all-MiniLM-L6-v2, 48 STS pairs", model, task, True, 9)
 
 
 def gemma() -> Subject:
-    """Gemma-3-270M with its language-model head on 8 news items of 24 tokens."""
+    """Gemma-3-270M with its language-model head on 4 news items of 16 tokens."""
     from polyhead.data import load_texts
 
     model = polyhead.load("gemma-3-270m", dtype="float32", lm_head=True)
-    task = NextToken(load_texts("ag-news", 8), "ag-news", max_tokens=24, batch_size=4)
-    return Subject("gemma-3-270m with its head, 8 x 24 tokens", model, task, True, 6)
+    task = NextToken(load_texts("ag-news", 4), "ag-news", max_tokens=16, batch_size=4)
+    return Subject("gemma-3-270m with its head, 4 x 16 tokens", model, task, True, 6)
 
 
 def cpu_seconds(peers: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:

@@ -113,8 +113,8 @@ class AblationImportance(Score):
 
     Example:
         >>> from polyhead import load
-        >>> AblationImportance(ablation="mean").score(load("all-MiniLM-L6-v2")).top(1)
-        [(5, 1)]
+        >>> AblationImportance(ablation="mean").score(load("all-MiniLM-L6-v2")).shape
+        (6, 12)
     """
 
     ablation: Ablation = "zero"
