@@ -29,6 +29,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     """
     import polyhead
     from polyhead.data import load_texts
+    from polyhead.heads.attention_probe import AttentionProbe
     from polyhead.heads.attention_profile import head_distance
     from polyhead.heads.relations import RelationAccuracy
 
@@ -43,12 +44,14 @@ def run(scale: Scale, seed: int) -> Evidence:
     random_best = {row["relation"]: row["accuracy"] for row in score.measure(blank, sentences[:half]).best()}
     worse = min(("det", "obj"), key=lambda name: found[name][0].low)
     decides = found[worse][0]
+    probe = AttentionProbe().fit(model, sentences[:half][:300])
     apart = head_distance(model, load_texts("ag-news", 20 if scale == "smoke" else 100), seed=seed)
     within, between = _by_layer(apart, model.layers)
     return Evidence(
         measured={
             f"gain {worse}": decides.value,
             **{f"accuracy {name}": value[1] for name, value in found.items()},
+            "UAS of the probe": probe.score(model, sentences[half:][:300]),
             "distance of heads within a layer": within,
         },
         baseline={
