@@ -250,3 +250,12 @@ def test_refusals_of_relations():
     model.__dict__["tokenizer"] = SimpleNamespace(is_fast=False)
     with pytest.raises(InputError, match="fast one"):
         RelationAccuracy().measure(model, [one])
+
+
+@pytest.mark.real_model
+def test_minilm_has_a_previous_token_head(minilm_path):
+    model = polyhead.load(minilm_path)
+    texts = ["Every head of this encoder looks somewhere, and one looks back.", "Which one it is, the profile tells."]
+    previous = attention_profile(model, texts)["previous"]
+    assert previous.top(1) == [(0, 2)]
+    assert previous.values[0, 2] > 0.9

@@ -80,7 +80,7 @@ class _Reader:
 
     def __init__(self, seed: int) -> None:
         import torch
-        from sklearn.datasets import load_digits
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
         from transformers import GPT2Config, GPT2LMHeadModel
 
         torch.manual_seed(seed)

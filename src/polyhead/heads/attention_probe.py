@@ -60,10 +60,10 @@ class AttentionProbe:
         def closure() -> torch.Tensor:
             optimiser.zero_grad()
             loss = _loss(features @ weights, target, owner) + self.penalty * (weights**2).sum()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
-        optimiser.step(closure)  # type: ignore[no-untyped-call]
+        optimiser.step(closure)
         self.weights_ = weights.detach().reshape(2, -1).numpy()
         return self
 
