@@ -69,8 +69,10 @@ def _maps(model: HeadedModel, full: bool, seed: int) -> dict[str, HeadMap]:
         gold = np.concatenate([year.gold for year in years])
         return PairSimilarity(SentencePairs("sts-2012 to 2014", pairs, gold, [g for year in years for g in year.group]))
 
+    many = task(120 if full else 24)
     found = {
-        "gradient": GradientImportance().score(model, task(120 if full else 24)),
+        "gradient": GradientImportance().score(model, many),
+        "signed gradient": GradientImportance(signed=True).score(model, many),
     }
     found["gradient, normalised"] = _normalised(found["gradient"])
     if full:
