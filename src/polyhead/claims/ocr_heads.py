@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.errors import MissingExtraError
 from polyhead.evaluate.statistics import bootstrap_interval
 
 if TYPE_CHECKING:
@@ -80,8 +81,12 @@ class _Reader:
 
     def __init__(self, seed: int) -> None:
         import torch
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
         from transformers import GPT2Config, GPT2LMHeadModel
+
+        try:
+            from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+        except ImportError as error:
+            raise MissingExtraError("The claim reads scikit-learn's digits: pip install scikit-learn") from error
 
         torch.manual_seed(seed)
         self.random = np.random.default_rng(seed)
