@@ -27,7 +27,7 @@ def run(scale: Scale, seed: int) -> Evidence:
 
     model = load("gemma-3-270m", lm_head=True)
     found = SuccessorScore().with_null(model, shuffles=2_000, seed=seed)
-    adjusted = np.asarray(holm(found.p.ravel())).reshape(found.p.shape)
+    adjusted = np.array(holm(found.p.ravel().tolist())).reshape(found.p.shape)
     (top,) = found.map.top(1)
     others = [head for head in np.ndindex(found.map.shape) if tuple(head) != top]
     chosen = np.random.default_rng(seed).permutation(len(others))[: 3 if scale == "smoke" else 20]

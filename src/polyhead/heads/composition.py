@@ -9,6 +9,7 @@ wide that gives the score of every single channel by the way.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -202,8 +203,12 @@ class _CompositionScore(Score):
 
     needs: ClassVar[Any] = "weights"
     higher_means: ClassVar[str] = "reads one earlier head strongly"
-    kind: ClassVar[Kind]
     side: Literal["reader", "writer"] = "reader"
+
+    @property
+    @abstractmethod
+    def kind(self) -> Kind:
+        """What the reader reads with."""
 
     def pairs(self, model: HeadedModel) -> Composition:
         """Every pair, instead of each head's strongest."""
@@ -221,7 +226,7 @@ class QComposition(_CompositionScore):
 
     name: ClassVar[str] = "q-composition"
     summary: ClassVar[str] = "weights: how strongly a head's queries read one earlier head"
-    kind: ClassVar[Kind] = "Q"
+    kind: Kind = "Q"
 
 
 class KComposition(_CompositionScore):
@@ -229,7 +234,7 @@ class KComposition(_CompositionScore):
 
     name: ClassVar[str] = "k-composition"
     summary: ClassVar[str] = "weights: how strongly a head's keys read one earlier head"
-    kind: ClassVar[Kind] = "K"
+    kind: Kind = "K"
 
 
 class VComposition(_CompositionScore):
@@ -237,4 +242,4 @@ class VComposition(_CompositionScore):
 
     name: ClassVar[str] = "v-composition"
     summary: ClassVar[str] = "weights: how strongly a head's values read one earlier head"
-    kind: ClassVar[Kind] = "V"
+    kind: Kind = "V"
