@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -69,13 +69,16 @@ class AttentionAction(Action):
             Weights of the same shape, or None to leave them.
         """
 
-    @contextmanager
-    def on(self, model: HeadedModel) -> Iterator[None]:
+    def on(self, model: HeadedModel) -> AbstractContextManager[None]:
         """See :class:`Action`.
 
         Raises:
             UnreadableModelError: the model does not attend through transformers' attention interface.
         """
+        return self._put(model)
+
+    @contextmanager
+    def _put(self, model: HeadedModel) -> Iterator[None]:
         chosen = head_mask(self.heads, model.layers, model.heads)
         layers = [layer for layer in range(model.layers) if bool(chosen[layer].any())]
         run = Run(model.layers)
