@@ -122,7 +122,8 @@ def _shared(relevant: torch.Tensor, irrelevant: torch.Tensor, bias: torch.Tensor
 
 
 def _linear(func: Any, args: Any, kwargs: Any) -> Any:
-    x, weight, bias = (*args, *(kwargs.get(name) for name in ("input", "weight", "bias")[len(args) :]))
+    named = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+    x, weight, bias = named["input"], named["weight"], named.get("bias")
     if not isinstance(x, SplitTensor):
         return F.linear(x, _plain(weight), bias)
     return _shared(F.linear(x.relevant, weight), F.linear(x.irrelevant, weight), bias)
@@ -229,16 +230,15 @@ _RULES: dict[Any, Callable[..., Any]] = {
     torch.cat: _concatenation,
     torch.stack: _concatenation,
 }
-for _function in (F.gelu, F.silu, F.relu, torch.relu, torch.tanh, _T.tanh, torch.sigmoid, _T.sigmoid, F.softplus):
-    _RULES[_function] = _activation
-for _function in (torch.add, _T.add, _T.__add__, _T.__radd__, _T.__iadd__, _T.add_, *_SUBTRACTIONS):
-    _RULES[_function] = _sum
-for _function in (torch.mul, _T.mul, _T.__mul__, _T.__rmul__, _T.__imul__):
-    _RULES[_function] = _product
-for _function in (torch.div, _T.div, _T.__truediv__):
-    _RULES[_function] = _quotient
-for _function in (torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, _T.__rmatmul__):
-    _RULES[_function] = _matmul
+_ALIKE: tuple[tuple[Callable[..., Any], tuple[Any, ...]], ...] = (
+    (_activation, (F.gelu, F.silu, F.relu, torch.relu, torch.tanh, _T.tanh, torch.sigmoid, _T.sigmoid, F.softplus)),
+    (_sum, (torch.add, _T.add, _T.__add__, _T.__radd__, _T.__iadd__, _T.add_, *_SUBTRACTIONS)),
+    (_product, (torch.mul, _T.mul, _T.__mul__, _T.__rmul__, _T.__imul__)),
+    (_quotient, (torch.div, _T.div, _T.__truediv__)),
+    (_matmul, (torch.matmul, _T.matmul, _T.__matmul__, torch.bmm, _T.bmm, _T.__rmatmul__)),
+)
+for _rule, _functions in _ALIKE:
+    _RULES.update(dict.fromkeys(_functions, _rule))
 _EACH = [
     "view",
     "reshape",
