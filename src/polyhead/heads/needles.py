@@ -58,7 +58,7 @@ class Needles:
         >>> model = polyhead.load("gemma-3-270m", lm_head=True)
         >>> needles = Needles.build(model.tokenizer, load_texts("ag-news", 400), lengths=(256,), depths=(0.5,))
         >>> model.tokenizer.decode(needles.prompts[0].prompt[-8:])
-        '\\nThe key phrase of the brown wolf is'
+        '\\nThe password of the blue eagle is'
     """
 
     prompts: tuple[NeedlePrompt, ...]
