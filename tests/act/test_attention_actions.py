@@ -340,3 +340,20 @@ def test_calibration_gain_skips_the_outer_layers() -> None:
         assert found[3, 1] == pytest.approx(expected, abs=1e-6)
     with pytest.raises(InputError, match="by is 'model'"):
         calibration_gain(model, task, by="model")
+
+
+def test_length_collapse_is_the_mean_cosine_of_pairs(minilm_path: str) -> None:
+    from polyhead.act import length_collapse
+
+    model = polyhead.load(minilm_path)
+    long = ["a ship left the harbour at dawn", "tax law is dull but pays well", "one two three four five"]
+    texts = [*long[:2], "too short", long[2]]
+    found = length_collapse(model, texts, (4, 7), batch_size=2)
+    pooled = []
+    for text in long:  # the other has fewer than 7 tokens
+        with torch.no_grad():
+            pooled.append(states(model, model.tokenize([text], truncation=True, max_length=4)).mean(1)[0].double())
+    pairs = [torch.cosine_similarity(pooled[i], pooled[j], 0).item() for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert found[4] == pytest.approx(sum(pairs) / 3, abs=1e-5)
+    with pytest.raises(InputError, match="at least 2 are needed"):
+        length_collapse(model, texts, (200,))

@@ -54,7 +54,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         decides="difference",
         data=f"AG News: {len(held_out)} items to choose layers, {len(test)} to test",
         model=model.name,
-        notes="Layers, not single heads, are chosen, for time; beta 0.4, threshold 5 even shares. Few items at smoke scale.",
+        notes="Layers, not single heads, are chosen, for time; beta 0.4, threshold 5 even shares; few items at smoke.",
         details={"layers treated": sorted({layer for layer, _ in treated})},
     )
 

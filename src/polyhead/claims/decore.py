@@ -52,9 +52,9 @@ def run(scale: Scale, seed: int) -> Evidence:
         decides="difference",
         data=f"{len(questions)} made-up contexts about capitals; {MASKED} heads, {len(draws)} random draws",
         model=model.name,
-        notes="Heads are ranked by attention on the context, a stand-in for retrieval scores. Log-odds of one answer token, "
-        "which the contrast scales up by construction wherever masking lowers them; accuracy and generation are not "
-        "judged.",
+        notes="Heads are ranked by attention on the context, a stand-in for retrieval scores. Log-odds of one "
+        "answer token, which the contrast scales up by construction wherever masking lowers them; accuracy and "
+        "generation are not judged.",
         details={"masked heads": [list(at) for at in heads]},
     )
 

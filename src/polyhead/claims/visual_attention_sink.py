@@ -43,8 +43,8 @@ def run(scale: Scale, seed: int) -> Evidence:
         decides="difference",
         data=f"{len(questions)} made-up contexts about capitals",
         model=model.name,
-        notes="Text in place of images; nothing follows about visual benchmarks. From about the middle layers on, Gemma's "
-        "sink dimensions reach tau in nearly every token, so that no token is left to receive attention there: what is "
-        "measured is redistribution in the lower layers.",
+        notes="Text in place of images; nothing follows about visual benchmarks. From about the middle layers on, "
+        "Gemma's sink dimensions reach tau in nearly every token, so that no token is left to receive attention there: "
+        "what is measured is redistribution in the lower layers.",
         details={"sink dimensions": dimensions, "tau": TAU},
     )
