@@ -86,7 +86,7 @@ class _Reader:
         try:
             from sklearn.datasets import load_digits  # type: ignore[import-untyped]
         except ImportError as error:
-            raise MissingExtraError("The claim reads scikit-learn's digits: pip install scikit-learn") from error
+            raise MissingExtraError("The claim reads scikit-learn's digits: pip install 'polyhead[claims]'") from error
 
         torch.manual_seed(seed)
         self.random = np.random.default_rng(seed)

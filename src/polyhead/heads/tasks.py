@@ -158,9 +158,10 @@ class NextToken(Task):
         """See :class:`Task`."""
         found, self.cut = [], 0
         for first in range(0, len(self.texts), self.batch_size):
-            inputs = model.tokenize(self.texts[first : first + self.batch_size])
-            self.cut += int((inputs["attention_mask"].sum(1) > self.max_tokens).sum())
-            inputs = {key: value[:, : self.max_tokens] for key, value in inputs.items()}
+            texts = self.texts[first : first + self.batch_size]
+            self.cut += sum(len(ids) > self.max_tokens for ids in model.tokenizer(texts)["input_ids"])
+            # Cut by the tokenizer, before padding: some pad on the left.
+            inputs = model.tokenize(texts, truncation=True, max_length=self.max_tokens)
             found.append(Batch(inputs, {}, len(inputs["input_ids"])))
         return found
 
