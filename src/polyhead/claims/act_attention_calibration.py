@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from polyhead.act import AttentionCalibration, calibration_gain
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.data import data_folder
 from polyhead.evaluate.statistics import bootstrap_interval
 from polyhead.heads.tasks import Batch, FunctionTask, run_task
-from polyhead.model import HeadedModel, load
+from polyhead.model import HeadedModel
 
 _AG_NEWS = "https://raw.githubusercontent.com/mhjabreel/CharCnn_Keras/master/data/ag_news_csv/test.csv"
 _LABELS = (" World", " Sports", " Business", " Technology")
@@ -20,7 +20,7 @@ _LABELS = (" World", " Sports", " Business", " Technology")
 
 def run(scale: Scale, seed: int) -> Evidence:
     """Log-probability of the right topic among four on Gemma: plain, calibrated in chosen layers, in random layers."""
-    model = load("gemma-3-270m", lm_head=True, dtype="float32")
+    model = loaded("gemma-3-270m", lm_head=True)
     full = scale == "full"
     rows = _rows(120 if full else 12, seed)
     held_out, test = (rows[: len(rows) // 3], rows[len(rows) // 3 :])

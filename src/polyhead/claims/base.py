@@ -102,9 +102,9 @@ def run_claim(id: str, *, scale: Scale = "smoke", seed: int = 0) -> dict[str, An
     }
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=3)
 def loaded(name: str, *, lm_head: bool = False) -> HeadedModel:
-    """A model loaded once for all claims of a run; claims put it back as it was."""
+    """A model in float32, loaded once for all claims of a run; every claim leaves it as it found it."""
     from polyhead.model import load
 
-    return load(name, lm_head=lm_head)
+    return load(name, lm_head=lm_head, dtype="float32")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import Interval, bootstrap_of
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ def run(scale: Scale, seed: int) -> Evidence:
     Heads and offsets are chosen on one half of the sentences and compared on the other; the relation with the smaller
     lower bound decides.
     """
-    import polyhead
     from polyhead.data import load_texts
     from polyhead.heads.attention_probe import AttentionProbe
     from polyhead.heads.attention_profile import head_distance
@@ -36,7 +35,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     random = np.random.default_rng(seed)
     sentences = [_sentence(random) for _ in range(300 if scale == "smoke" else 2000)]
     half = len(sentences) // 2
-    model = polyhead.load("all-MiniLM-L6-v2")
+    model = loaded("all-MiniLM-L6-v2")
     score = RelationAccuracy()
     first, second = score.measure(model, sentences[:half]), score.measure(model, sentences[half:])
     found = {name: _gain(first, second, name, seed) for name in sorted(first.hits)}

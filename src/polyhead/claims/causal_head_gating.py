@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.data import load_sts
 from polyhead.heads.gating_roles import CausalHeadGating, Role
 from polyhead.heads.importance import task_losses
@@ -22,9 +22,8 @@ def run(scale: Scale, seed: int) -> Evidence:
     all-MiniLM-L6-v2; gates are learned on STS 2014 similarity, ablation is judged on STS 2015. The paper's setting is
     next-token loss of Llama 3 models.
     """
-    from polyhead.model import load
 
-    model, full = load("all-MiniLM-L6-v2"), scale == "full"
+    model, full = loaded("all-MiniLM-L6-v2"), scale == "full"
     learn = PairSimilarity(load_sts(2014).sample(96 if full else 32, seed), batch_size=8)
     held_out = PairSimilarity(load_sts(2015).sample(200 if full else 48, seed), batch_size=16)
     scorer = CausalHeadGating(steps=100 if full else 16, rate=0.1 if full else 0.4, seed=seed)

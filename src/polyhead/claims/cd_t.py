@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
-from polyhead.model import HeadedModel, load
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
+from polyhead.model import HeadedModel
 
 
 def run(scale: Scale, seed: int) -> Evidence:
@@ -24,7 +24,7 @@ def run(scale: Scale, seed: int) -> Evidence:
 
     from polyhead.evaluate.statistics import bootstrap_interval
 
-    model = load("all-MiniLM-L6-v2")
+    model = loaded("all-MiniLM-L6-v2")
     count = 4 if scale == "smoke" else 24
     weight, texts, quality = _classifier(model, count, seed)
     inputs = model.tokenize(texts, truncation=True, max_length=40)

@@ -9,11 +9,11 @@ import torch
 
 from polyhead.act import Gate
 from polyhead.act.vectors import last_logits
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import bootstrap_interval
 from polyhead.heads.context import ContextAttention
 from polyhead.heads.facts import ContextQuestion, context_questions, first_token
-from polyhead.model import HeadedModel, load
+from polyhead.model import HeadedModel
 
 Heads = list[tuple[int, int]]
 MASKED = 8
@@ -21,7 +21,7 @@ MASKED = 8
 
 def run(scale: Scale, seed: int) -> Evidence:
     """Log-odds of the context's answer on Gemma: DeCoRe with context heads masked, with random heads, and greedy."""
-    model = load("gemma-3-270m", lm_head=True, dtype="float32")
+    model = loaded("gemma-3-270m", lm_head=True)
     full = scale == "full"
     questions = context_questions(120 if full else 12, seed)
     others = context_questions(24 if full else 6, seed + 1)

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from polyhead.act import Gate, HeadMask, gini
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.data import data_folder
 from polyhead.evaluate.statistics import bootstrap_interval
-from polyhead.model import HeadedModel, load
+from polyhead.model import HeadedModel
 
 _HOME = "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/master/banking_data/"
 _FILES = {"train.csv": _HOME + "train.csv", "test.csv": _HOME + "test.csv"}
@@ -84,7 +84,7 @@ def _arm(
     policy: str, train: list[tuple[str, int]], test: list[tuple[str, int]], epochs: int, seed: int
 ) -> dict[str, float]:
     torch.manual_seed(seed)
-    model = load("all-MiniLM-L6-v2")
+    model = loaded("all-MiniLM-L6-v2")
     classifier = _Classifier(model, 77)
     mask = None if policy == "none" else HeadMask(3, "random" if policy == "random" else "importance", seed)
     trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]

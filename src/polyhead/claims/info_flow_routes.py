@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
-from polyhead.model import HeadedModel, load
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
+from polyhead.model import HeadedModel
 
 _NAMES = ("Mary", "John", "Anna", "Peter", "Laura", "David", "Emma", "James")
 _PLACES = ("store", "park", "school", "station", "office", "beach")
@@ -26,7 +26,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     """
     from scipy.stats import spearmanr
 
-    model = load("gemma-3-270m", lm_head=True)
+    model = loaded("gemma-3-270m", lm_head=True)
     prompts = make_prompts(6 if scale == "smoke" else 30, seed)
     layers = list(range(0, model.layers, 3 if scale == "smoke" else 1))
     routes, mass = (values[:, layers] for values in _importances(model, prompts))

@@ -6,16 +6,15 @@ import numpy as np
 
 from polyhead.act import LoFiT
 from polyhead.act.vectors import Heads
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.data import load_sts
 from polyhead.evaluate.statistics import bootstrap_of
 from polyhead.heads.tasks import PairSimilarity, run_task
-from polyhead.model import load
 
 
 def run(scale: Scale, seed: int) -> Evidence:
     """Offsets on 4 of 72 heads of all-MiniLM-L6-v2, learned on STS 2014 pairs and judged on STS 2015."""
-    model = load("all-MiniLM-L6-v2")
+    model = loaded("all-MiniLM-L6-v2")
     full = scale == "full"
     steps, draws = (60, 3) if full else (8, 1)
     train = PairSimilarity(load_sts(2014).sample(512 if full else 32, seed), batch_size=16)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import bootstrap_of
 
 
@@ -16,9 +16,8 @@ def run(scale: Scale, seed: int) -> Evidence:
     """
     from polyhead.heads._words import PROMPTS, RELATIONS
     from polyhead.heads.maps import Maps
-    from polyhead.model import load
 
-    model = load("gemma-3-270m")
+    model = loaded("gemma-3-270m")
     names, most = (("copy", "following"), 8) if scale == "smoke" else (tuple(RELATIONS), 30)
     score, static, dynamic, found = Maps(), [], [], {}
     for name in names:

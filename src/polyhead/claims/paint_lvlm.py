@@ -6,16 +6,15 @@ import numpy as np
 
 from polyhead.act import AttentionBoost
 from polyhead.act.vectors import Heads
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import bootstrap_interval
 from polyhead.heads.context import ContextAttention
 from polyhead.heads.facts import answer_log_probs, context_questions
-from polyhead.model import load
 
 
 def run(scale: Scale, seed: int) -> Evidence:
     """Log-odds of the passage's answer on Gemma: boost in the 25% most sensitive heads, in random ones, in all."""
-    model = load("gemma-3-270m", lm_head=True, dtype="float32")
+    model = loaded("gemma-3-270m", lm_head=True)
     full = scale == "full"
     strength = 0.5
     questions = context_questions(100 if full else 12, seed)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import bootstrap_of
 
 if TYPE_CHECKING:
@@ -20,11 +20,10 @@ def run(scale: Scale, seed: int) -> Evidence:
 
     The static label of a head is its share of local queries on other texts. The interval is a bootstrap over texts.
     """
-    import polyhead
     from polyhead.data import load_texts
     from polyhead.heads.long_context import QueryAdaptiveLocality
 
-    model = polyhead.load("gemma-3-270m", lm_head=True)
+    model = loaded("gemma-3-270m", lm_head=True)
     count, tokens, window = (4, 400, 64) if scale == "smoke" else (12, 900, 128)
     items = load_texts("ag-news", 40 * 20)
     texts = ["\n".join(items[first : first + 40]) for first in range(0, 40 * (count + 3), 40)]

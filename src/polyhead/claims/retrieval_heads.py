@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.heads.needles import NeedlePrompt, Needles
 
 if TYPE_CHECKING:
@@ -21,11 +21,10 @@ def run(scale: Scale, seed: int) -> Evidence:
     Heads are scored on some prompts and switched off on others, at the steps that write the answer. The interval is
     a bootstrap over prompts and over draws of random heads at once.
     """
-    import polyhead
     from polyhead.data import load_texts
     from polyhead.heads.retrieval_heads import RetrievalHeads, needle_log_probability
 
-    model = polyhead.load("gemma-3-270m", lm_head=True)
+    model = loaded("gemma-3-270m", lm_head=True)
     texts = load_texts("ag-news", 600)
     lengths = (96,) if scale == "smoke" else (256, 600)
     depths = (0.2, 0.5, 0.8) if scale == "smoke" else (0.1, 0.3, 0.5, 0.7, 0.9)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import bootstrap_interval
 
 
@@ -14,13 +14,12 @@ def run(scale: Scale, seed: int) -> Evidence:
     Heads are ranked among the twelve of the three layers that see further than 512 tokens; three are switched off
     while the repeated tokens are predicted. The interval is over passages, each with the mean of its random draws.
     """
-    import polyhead
     from polyhead.data import load_texts
     from polyhead.heads.needles import NeedlePrompt, Needles
     from polyhead.heads.retrieval_heads import needle_log_probability
     from polyhead.heads.rope_positional import PositionalHeads
 
-    model = polyhead.load("gemma-3-270m", lm_head=True)
+    model = loaded("gemma-3-270m", lm_head=True)
     items = load_texts("ag-news", 400)
     passages, scored, draws = (4, 1, 10) if scale == "smoke" else (12, 3, 10)
     score = PositionalHeads(min_distance=512, rows=16, max_tokens=700)

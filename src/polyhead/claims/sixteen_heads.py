@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.data import SentencePairs, load_sts
 from polyhead.headmap import HeadMap
 from polyhead.heads.importance import AblationImportance, GradientImportance, GreedyImportance
@@ -21,9 +21,8 @@ def run(scale: Scale, seed: int) -> Evidence:
     Importance is measured on STS 2012 to 2014. The gradient score of the paper decides; full scale ranks by exact
     ablation and by greedy search as well, and names the best. Heads are masked, which gives what removing them gives.
     """
-    from polyhead.model import load
 
-    model = load("all-MiniLM-L6-v2")
+    model = loaded("all-MiniLM-L6-v2")
     full = scale == "full"
     maps = _maps(model, full, seed)
     count = round(FRACTION * len(every_head(model)))

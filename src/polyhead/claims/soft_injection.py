@@ -7,15 +7,14 @@ import torch
 
 from polyhead.act import SoftInjection, shot_prompts, task_embedding
 from polyhead.act.soft_injection import Settings, first_answer_token
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import bootstrap_interval
 from polyhead.heads.facts import CAPITALS
-from polyhead.model import load
 
 
 def run(scale: Scale, seed: int) -> Evidence:
     """Log-probability of capitals on Gemma: bare question, ten shots, all heads patched, and learned mixing weights."""
-    model = load("gemma-3-270m", lm_head=True, dtype="float32")
+    model = loaded("gemma-3-270m", lm_head=True)
     full = scale == "full"
     countries = np.random.default_rng(seed).permutation(sorted(CAPITALS)).tolist()
     shown, train, test = countries[:8], countries[:12], countries[12:]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import bootstrap_interval, holm
 
 if TYPE_CHECKING:
@@ -23,9 +23,8 @@ def run(scale: Scale, seed: int) -> Evidence:
     """
     from polyhead.act.gate import Gate
     from polyhead.heads.successor import SuccessorScore
-    from polyhead.model import load
 
-    model = load("gemma-3-270m", lm_head=True)
+    model = loaded("gemma-3-270m", lm_head=True)
     found = SuccessorScore().with_null(model, shuffles=2_000, seed=seed)
     adjusted = np.array(holm(found.p.ravel().tolist())).reshape(found.p.shape)
     (top,) = found.map.top(1)

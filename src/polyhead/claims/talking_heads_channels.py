@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import bootstrap_of
 
 if TYPE_CHECKING:
@@ -25,9 +25,8 @@ def run(scale: Scale, seed: int) -> Evidence:
     from polyhead.data import load_texts
     from polyhead.heads.composition import compose
     from polyhead.heads.weights import read_weights
-    from polyhead.model import load
 
-    model = load("all-MiniLM-L6-v2" if scale == "smoke" else "gemma-3-270m")
+    model = loaded("all-MiniLM-L6-v2" if scale == "smoke" else "gemma-3-270m")
     texts = load_texts("ag-news", 8 if scale == "smoke" else 32)
     weights = read_weights(model)
     found = compose(weights, "K")

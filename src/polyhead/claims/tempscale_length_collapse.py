@@ -6,16 +6,16 @@ import numpy as np
 import torch
 
 from polyhead.act import Temperature
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.data import load_sts, load_texts
 from polyhead.evaluate.statistics import bootstrap_interval
 from polyhead.heads.tasks import PairSimilarity, run_task
-from polyhead.model import HeadedModel, load
+from polyhead.model import HeadedModel
 
 
 def run(scale: Scale, seed: int) -> Evidence:
     """Mean cosine between AG News pieces of two lengths, at temperatures 1 and below, and what it costs on STS 2015."""
-    model = load("all-MiniLM-L6-v2")
+    model = loaded("all-MiniLM-L6-v2")
     full = scale == "full"
     short, long = (64, 256) if full else (32, 128)
     generator = np.random.default_rng(seed)

@@ -10,16 +10,15 @@ import torch
 from polyhead.act import Gate, Reinforce
 from polyhead.act.base import Action
 from polyhead.act.reinforce import responsive_heads
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import bootstrap_interval
 from polyhead.heads.context import ContextDivergence
 from polyhead.heads.facts import ContextQuestion, answer_log_probs, context_questions
-from polyhead.model import load
 
 
 def run(scale: Scale, seed: int) -> Evidence:
     """Log-odds of the context's answer against the known one on Gemma, reinforced against random heads reinforced."""
-    model = load("gemma-3-270m", lm_head=True, dtype="float32")
+    model = loaded("gemma-3-270m", lm_head=True)
     full = scale == "full"
     questions = context_questions(120 if full else 12, seed)
     others = context_questions(24 if full else 6, seed + 1)

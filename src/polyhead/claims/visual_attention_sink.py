@@ -6,17 +6,16 @@ import numpy as np
 import torch
 
 from polyhead.act import RedistributeAttention, sink_dimensions
-from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.evaluate.statistics import bootstrap_interval
 from polyhead.heads.facts import answer_log_probs, context_questions
-from polyhead.model import load
 
 TAU = 20.0
 
 
 def run(scale: Scale, seed: int) -> Evidence:
     """Log-probability of the passage's answer on Gemma: redistribution in passage-centric heads, and in all heads."""
-    model = load("gemma-3-270m", lm_head=True, dtype="float32")
+    model = loaded("gemma-3-270m", lm_head=True)
     full = scale == "full"
     questions = context_questions(100 if full else 12, seed)
     dimensions = sink_dimensions(model, [each.context for each in context_questions(8, seed + 1)])
