@@ -17,7 +17,7 @@ from polyhead.tap import AttentionCall, attention_weights, tapped
 if TYPE_CHECKING:
     from polyhead.model import HeadedModel
 
-__all__ = ["Recording", "attention_hooks", "attention_taps", "token_hooks"]
+__all__ = ["Recording", "attention_hooks", "attention_taps", "blocks_of", "token_hooks"]
 
 
 class Recording:
@@ -204,7 +204,7 @@ def _softmax_of(
 @contextmanager
 def token_hooks(model: HeadedModel, recording: Recording) -> Iterator[None]:
     """Token states at the borders of the blocks, found as the members of the list of layers around the attention."""
-    blocks = _blocks_of(model)
+    blocks = blocks_of(model)
     thread = threading.get_ident()
     position = {"next": 0}
 
@@ -233,7 +233,7 @@ def token_hooks(model: HeadedModel, recording: Recording) -> Iterator[None]:
             handle.remove()
 
 
-def _blocks_of(model: HeadedModel) -> list[nn.Module]:
+def blocks_of(model: HeadedModel) -> list[nn.Module]:
     """The module around each attention layer that stands directly in a list of modules: the Transformer block."""
     lists = {id(child): child for child in model.module.modules() if isinstance(child, nn.ModuleList)}
     blocks = []

@@ -17,7 +17,7 @@ from polyhead.headmap import HeadMap
 from polyhead.heads.base import Progress, Score
 from polyhead.heads.split_tensor import SplitTensor, activations_split
 from polyhead.papers import paper
-from polyhead.recording import _blocks_of
+from polyhead.recording import blocks_of
 
 if TYPE_CHECKING:
     from polyhead.model import HeadedModel
@@ -117,7 +117,7 @@ class ContextualDecomposer:
             split = SplitTensor.of(states * mask, states * ~mask)
             return ((split, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": split})
 
-        handle = _blocks_of(self.model)[0].register_forward_pre_hook(_once(enter), with_kwargs=True)
+        handle = blocks_of(self.model)[0].register_forward_pre_hook(_once(enter), with_kwargs=True)
         try:
             return self._run(inputs)
         finally:

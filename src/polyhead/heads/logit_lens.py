@@ -24,7 +24,7 @@ from polyhead.heads.base import Needs, Progress, Score
 from polyhead.heads.residual import Block, TokenScale, blocks
 from polyhead.heads.tasks import NextToken, Task
 from polyhead.model import HeadedModel
-from polyhead.recording import _blocks_of
+from polyhead.recording import blocks_of
 
 __all__ = ["DirectLogit", "LogitLens", "LogitParts", "Pass", "logits_at"]
 
@@ -300,7 +300,7 @@ _Calls = list[tuple[nn.Module, torch.Tensor, torch.Tensor]]
 @contextmanager
 def _outside_layers(model: HeadedModel, head: nn.Module) -> Iterator[_Calls]:
     """Calls of the modules that are neither in a layer nor the unembedding: embeddings and the final norm."""
-    inside = {id(part) for block in _blocks_of(model) for part in block.modules()} | {id(head)}
+    inside = {id(part) for block in blocks_of(model) for part in block.modules()} | {id(head)}
     calls: _Calls = []
 
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from polyhead.errors import UnreadableModelError
-from polyhead.recording import _blocks_of
+from polyhead.recording import blocks_of
 from polyhead.structure import is_linear
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ def blocks(model: HeadedModel, use: Callable[[Block], None]) -> Iterator[None]:
 
     handles = [model.module.register_forward_pre_hook(restart)]
     try:
-        around = {id(block): block for block in _blocks_of(model)}.values()
+        around = {id(block): block for block in blocks_of(model)}.values()
         for block in around:
             handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
             handles.append(block.register_forward_hook(after))

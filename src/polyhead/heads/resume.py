@@ -13,7 +13,7 @@ from torch import nn
 
 from polyhead.errors import UnreadableModelError
 from polyhead.heads.tasks import Batch
-from polyhead.recording import _blocks_of
+from polyhead.recording import blocks_of
 
 if TYPE_CHECKING:
     from polyhead.model import HeadedModel
@@ -112,7 +112,7 @@ def block_states(model: HeadedModel, batch: Batch) -> BlockStates | None:
     blocks (T5), or a resumed run does not give what the whole run gave.
     """
     try:
-        blocks = _blocks_of(model)
+        blocks = blocks_of(model)
     except UnreadableModelError:
         return None
     if len({id(block) for block in blocks}) < len(blocks):
