@@ -87,7 +87,7 @@ def test_steer_pushes_toward_texts(maps, tmp_path):
 
 
 def test_bad_input_says_what_to_do(maps):
-    with pytest.raises(InputError, match=r"No score 'gradient'\. Did you mean gradient-importance"):
+    with pytest.raises(InputError, match=r"No score 'gradient'\. Did you mean .*gradient-importance"):
         run("measure", MODEL, "gradient")
     with pytest.raises(InputError, match="2 actions were given; expected one"):
         run("act", MODEL, "--gate", str(maps[0]), "--prune", str(maps[0]))

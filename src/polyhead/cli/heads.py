@@ -176,7 +176,7 @@ def _score(name: str, settings: list[str]) -> Score:
     if name not in known:
         import difflib
 
-        near = difflib.get_close_matches(name, known, 3)
+        near = [one for one in known if name in one][:3] or difflib.get_close_matches(name, known, 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise InputError(f"No score '{name}'.{hint} `polyhead heads list` names all {len(known)}.")
     knobs: dict[str, Any] = {}

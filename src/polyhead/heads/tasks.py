@@ -159,9 +159,11 @@ class NextToken(Task):
         found, self.cut = [], 0
         for first in range(0, len(self.texts), self.batch_size):
             texts = self.texts[first : first + self.batch_size]
-            self.cut += sum(len(ids) > self.max_tokens for ids in model.tokenizer(texts)["input_ids"])
-            # Cut by the tokenizer, before padding: some pad on the left.
-            inputs = model.tokenize(texts, truncation=True, max_length=self.max_tokens)
+            inputs = model.tokenize(texts)
+            too_long = int((inputs["attention_mask"].sum(1) > self.max_tokens).sum())
+            if too_long:  # cut by the tokenizer, before it pads: some pad on the left
+                inputs = model.tokenize(texts, truncation=True, max_length=self.max_tokens)
+                self.cut += too_long
             found.append(Batch(inputs, {}, len(inputs["input_ids"])))
         return found
 
