@@ -58,7 +58,8 @@ def test_a_broken_claim_is_told_and_stops_nothing(toy, tmp_path):
     assert told == ["gqa", "mqa"]
     assert list(found) == ["mqa"]
     assert "ZeroDivisionError" in broken["gqa"]
-    save_evidence(found["mqa"], tmp_path)
+    save_evidence({**found["mqa"], "scale": "full"}, tmp_path)
+    assert '"full"' in save_evidence(found["mqa"], tmp_path).read_text(), "a smoke run replaces no full one"
     text = page(tmp_path)
     assert "| `mqa` | supported | gain 0.25 | none 0 | gain: 0.125 to 0.375 |" in text
     assert "expected gain above 0." in text

@@ -45,9 +45,11 @@ def run_all(
 
 
 def save_evidence(evidence: dict[str, Any], folder: Path = EVIDENCE) -> Path:
-    """Write one claim's evidence where ``polyhead papers ID`` finds it."""
+    """Write one claim's evidence where ``polyhead papers ID`` finds it; a smoke run does not replace a full one."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{evidence['id']}.json"
+    if evidence["scale"] == "smoke" and file.is_file() and json.loads(file.read_text())["scale"] == "full":
+        return file
     file.write_text(json.dumps(evidence, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
 
