@@ -66,7 +66,7 @@ def verdict_of(low: float, high: float, *, more_than: float = 0.0) -> Verdict:
 def claim_ids() -> list[str]:
     """Ids of the papers that have a claim file here, sorted."""
     here = Path(__file__).parent
-    files = [file.stem for file in here.glob("*.py") if file.stem not in ("__init__", "base", "report")]
+    files = [file.stem for file in here.glob("[!_]*.py") if file.stem not in ("base", "report")]
     return sorted(name.replace("_", "-") for name in files)
 
 
