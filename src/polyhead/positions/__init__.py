@@ -1,0 +1,7 @@
+"""What tells queries and keys where they stand. One file a mechanism; each fits ``Attention(positions=...)``."""
+
+from __future__ import annotations
+
+from polyhead.positions.rotary import RotaryPositions, rotate
+
+__all__ = ["RotaryPositions", "rotate"]
