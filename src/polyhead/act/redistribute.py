@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -33,21 +33,31 @@ def sink_tokens(states: torch.Tensor, dimensions: Sequence[int], tau: float = 20
 
 
 @paper("visual-attention-sink")
-def sink_dimensions(model: HeadedModel, texts: Sequence[str], count: int = 2, *, batch_size: int = 8) -> list[int]:
+def sink_dimensions(
+    model: HeadedModel, texts: Sequence[str] | Mapping[str, torch.Tensor], count: int = 2, *, batch_size: int = 8
+) -> list[int]:
     """The dimensions of the residual stream that are massive in a few tokens, but not in most, over texts and layers.
 
     For each dimension and layer, the largest ``|x_d| / RMS(x)`` over a text's tokens less the median over them; the
     largest of the layers is averaged over texts, and the ``count`` highest dimensions are given. The median is taken
     off since some models (Gemma) carry a dimension that is massive in every token, which marks none. What enters the
     first layer and what leaves the last is not looked at.
+
+    Args:
+        model: a decoder, with or without images.
+        texts: what is looked at; or, where it is more than text, one batch of the model's inputs.
+        count: how many dimensions.
+        batch_size: texts a pass.
     """
+    batches = [dict(texts)] if isinstance(texts, Mapping) else batches_of(model, texts, batch_size)
     total = torch.zeros(model.hidden_size, dtype=torch.float64, device=model.device)
-    for inputs in batches_of(model, texts, batch_size):
+    for inputs in batches:
         with model.record("tokens") as recording, torch.inference_mode():
             model(**inputs)
         states = recording.tokens[:, 1:-1].float()
         relative = states.abs() / states.pow(2).mean(-1, keepdim=True).sqrt().clamp(min=1e-20)
-        relative = relative.masked_fill(~inputs["attention_mask"].bool()[:, None, :, None], float("nan"))
+        if "attention_mask" in inputs:
+            relative = relative.masked_fill(~inputs["attention_mask"].bool()[:, None, :, None], float("nan"))
         highest = relative.nan_to_num(nan=0.0).amax(2)
         total += (highest - relative.nanmedian(2).values).amax(1).double().sum(0)
     found: list[int] = total.topk(count).indices.tolist()
@@ -97,12 +107,16 @@ class RedistributeAttention(AttentionAction):
         self.span, self.dimensions = span, list(dimensions)
         self.p, self.rho, self.least, self.tau = p, rho, least, tau
 
+    def sinks(self, states: torch.Tensor) -> torch.Tensor:
+        """Which tokens of one layer's states ``[batch, tokens, hidden]`` are sinks: boolean ``[batch, tokens]``."""
+        return sink_tokens(states, self.dimensions, self.tau)
+
     def reweigh(self, layer: int, weights: torch.Tensor, run: Run) -> torch.Tensor | None:
         """See :class:`AttentionAction`."""
         assert run.states is not None
         states = run.states._tokens
         keys = weights.shape[-1]
-        now = sink_tokens(states[layer], self.dimensions, self.tau)
+        now = self.sinks(states[layer])
         if weights.shape[-2] < keys:  # a step of a generation: earlier tokens are in the cache
             now = torch.cat([run.kept[layer], now], 1) if layer in run.kept else now
         run.kept[layer] = now
