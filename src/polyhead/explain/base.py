@@ -125,6 +125,10 @@ class Readout(ABC):
         """``[rows, classes]`` float32 from ``input_ids`` or ``inputs_embeds``, part of the autograd graph."""
 
     @abstractmethod
+    def reads(self, tokens: int) -> torch.Tensor:
+        """Weights ``[tokens]`` of the token states that the answer is read from; they sum to 1."""
+
+    @abstractmethod
     def name_of(self, target: int) -> str:
         """The class in words."""
 
@@ -177,6 +181,10 @@ class NextTokenReadout(Readout):
             raise InputError(f"'{self.model.name}' gives no logits: load it with load(name, lm_head=True).")
         return logits[:, -1].float()
 
+    def reads(self, tokens: int) -> torch.Tensor:
+        """The last token alone."""
+        return torch.nn.functional.one_hot(torch.tensor(tokens - 1), tokens).float()
+
     def name_of(self, target: int) -> str:
         """The token as written; its number where the model has no tokenizer."""
         if self.model.files is None:
@@ -216,6 +224,10 @@ class ClassReadout(Readout):
         states = self.model(**inputs).last_hidden_state.float()
         return states.mean(1) @ self.weight.to(states).T + self.bias.to(states)
 
+    def reads(self, tokens: int) -> torch.Tensor:
+        """All tokens alike."""
+        return torch.full((tokens,), 1 / tokens)
+
     def name_of(self, target: int) -> str:
         """The class's name."""
         return self.names[target]
@@ -236,26 +248,28 @@ class Attributor(ABC):
     name = "attributor"
 
     @abstractmethod
-    def attribute(self, readout: Readout, ids: torch.Tensor, target: int) -> np.ndarray:
+    def attribute(
+        self, readout: Readout, ids: torch.Tensor, target: int, judged: np.ndarray | None = None
+    ) -> np.ndarray:
         """Scores ``[tokens]`` float64 of one text.
 
         Args:
             readout: what is explained.
             ids: ``[tokens]``.
             target: which class of it.
+            judged: boolean ``[tokens]``, False for tokens to leave alone, whose score is NaN; None judges all.
         """
 
     def text(self, readout: Readout, text: str, target: int | None = None) -> Attribution:
         """Scores of a text's tokens for a class, the likeliest where none is given.
 
-        Tokens that the tokenizer adds by itself have no score.
+        Tokens that stand for no text, such as those the tokenizer adds by itself, have no score.
         """
         model = readout.model
-        batch = model.tokenizer(text, return_special_tokens_mask=True, truncation=True)
-        ids = torch.tensor(batch["input_ids"], device=model.device)
+        ids = torch.tensor(model.tokenizer(text, truncation=True)["input_ids"], device=model.device)
         if target is None:
             target = int(readout.probabilities(ids[None])[0].argmax())
-        scores = self.attribute(readout, ids, target)
-        scores[np.array(batch["special_tokens_mask"], dtype=bool)] = np.nan
+        judged = ~np.isin(ids.cpu().numpy(), model.tokenizer.all_special_ids)
+        scores = self.attribute(readout, ids, target, judged)
         tokens = [model.tokenizer.decode([i]) for i in ids.tolist()]
         return Attribution(tokens, scores, readout.name_of(target), self.name)
