@@ -17,11 +17,14 @@ LOSSES = {
     "proxy-anchor": lambda: o.ProxyAnchorLoss(alpha=8),
     "align-uniform": o.AlignUniformLoss,
     "cosent": o.CoSENTLoss,
+    "soft-contrastive": o.SoftContrastiveLoss,
+    "mean-field": o.MeanFieldContrastiveLoss,
+    "mean-field-ms": lambda: o.MeanFieldMultiSimilarityLoss(beta=8),
 }
 """Every loss."""
 
-ROWWISE = [loss for name, loss in LOSSES.items() if name != "proxy-anchor"]
-"""Losses whose anchors are rows."""
+CLASSWISE = [LOSSES["proxy-anchor"], LOSSES["mean-field-ms"]]
+"""Losses whose anchors are columns; the second one's columns are classes, all of which belong together."""
 
 SIMILARITIES = {
     "cosine": o.CosineSimilarity,
@@ -30,6 +33,8 @@ SIMILARITIES = {
     "squared": lambda: o.EuclideanSimilarity(squared=True, normalize=True),
     "snr": o.SNRSimilarity,
     "angle": o.AngleSimilarity,
+    "hyperbolic": lambda: o.HyperbolicSimilarity(0.3),
+    "gaussian-kl": o.NegativeKLSimilarity,
 }
 
 MINERS = {
@@ -39,4 +44,5 @@ MINERS = {
     "semihard": o.TripletMiner,
     "hard-all": lambda: o.TripletMiner("hard", one=False),
     "random": lambda: o.TripletMiner("random"),
+    "ratios": o.RatioWeights,
 }

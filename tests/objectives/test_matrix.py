@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from objective_parts import LOSSES, MINERS, ROWWISE, SIMILARITIES
+from objective_parts import CLASSWISE, LOSSES, MINERS, SIMILARITIES
 
+from polyhead import objectives as o
 from polyhead.errors import InputError
 from polyhead.objectives import InfoNCE, Objective, Relation
 
@@ -52,10 +53,12 @@ def test_the_order_of_rows_and_columns_does_not_matter(loss):
 def test_a_weight_counts_a_pair_so_many_times(loss):
     """Weight 3 for what stands in a column (a row where columns are the anchors) is that column three times."""
     similarity, relation = matrix(8, 5), Relation.from_labels(LABELS, torch.tensor([0, 1, 2, 3, 3]))
-    dim = 1 if loss in ROWWISE else 0
+    dim = 0 if loss in CLASSWISE else 1
     counts = torch.tensor([1, 3, 1, 2, 1, 1, 2, 1][: similarity.shape[dim]])
     shape = (1, -1) if dim == 1 else (-1, 1)
-    weighted = relation.weigh(counts.view(shape), counts.view(shape))
+    # A row that counts thrice is a thrice as likely member of its class; its negatives follow from that.
+    twice = 1 if loss is LOSSES["mean-field-ms"] else counts.view(shape)
+    weighted = relation.weigh(counts.view(shape), twice)
     many = Relation(*(part.repeat_interleave(counts, dim) for part in (relation.positive, relation.negative)))
     assert close(loss()(similarity, weighted), loss()(similarity.repeat_interleave(counts, dim), many))
 
@@ -126,16 +129,19 @@ def test_bfloat16_is_finite_and_near(loss):
     assert close(value.detach(), objective(x.bfloat16().float(), LABELS), 1e-4)
 
 
-@pytest.mark.parametrize("similarity", SIMILARITIES.values(), ids=SIMILARITIES)
 @losses
-def test_any_goes_with_any(loss, similarity):
-    for miner in MINERS.values():
-        for relation, other in ((LABELS, None), (None, vectors(9, seed=2)), (torch.linspace(0, 5, 8), vectors(seed=3))):
-            x = vectors().requires_grad_()
-            value = Objective(loss(), similarity(), [miner()])(x, relation, other)
-            value.backward()
-            assert value.isfinite()
-            assert x.grad.isfinite().all()
+def test_any_goes_with_any(loss):
+    """Every similarity and every miner, with labels, rows that belong together, and grades."""
+    kinds = ((LABELS, None), (None, vectors(9, seed=2)), (torch.linspace(0, 5, 8), vectors(seed=3)))
+    pairs = [(similarity, o.HardestNegatives) for similarity in SIMILARITIES.values()]
+    pairs += [(o.CosineSimilarity, miner) for miner in MINERS.values()]
+    for number, (similarity, miner) in enumerate(pairs):
+        relation, other = kinds[number % 3]
+        x = vectors().requires_grad_()
+        value = Objective(loss(), similarity(), [miner() if miner in MINERS.values() else miner(3)])(x, relation, other)
+        value.backward()
+        assert value.isfinite()
+        assert x.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("miner", MINERS.values(), ids=MINERS)
@@ -144,7 +150,7 @@ def test_miners_choose_among_what_is_there(miner):
     mined = miner()(similarity, relation)
     assert (mined.is_positive <= relation.is_positive).all()
     assert (mined.is_negative <= relation.is_negative).all()
-    assert mined.is_negative.sum() < relation.is_negative.sum(), "something was left out"
+    assert mined.negative.sum() < relation.is_negative.sum(), "something was left out or counts less"
 
 
 def test_arguments_that_do_not_go_together_are_refused():

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from polyhead.errors import InputError
 from polyhead.objectives.base import Loss, Terms, weighted_logsumexp
 from polyhead.objectives.relation import Relation
+from polyhead.papers import paper
 
 __all__ = ["InfoNCE"]
 
 
+@paper("kalm-embedding-v2")
 class InfoNCE(Loss):
     """``-log(e^{s_p / t} / (e^{s_p / t} + sum_n e^{s_n / t}))`` of every positive pair (arXiv 1807.03748).
 
