@@ -25,6 +25,7 @@ import torch
 import polyhead
 from polyhead.act.gate import Gate
 from polyhead.heads.importance import AblationImportance, GradientImportance
+from polyhead.heads.patching import AttributionPatching, PatchingData
 from polyhead.heads.suffix import every_head, sweep_losses
 from polyhead.heads.tasks import Batch, FunctionTask, NextToken, PairSimilarity, Task, task_for
 from polyhead.model import HeadedModel
@@ -153,6 +154,35 @@ def _losses(model: HeadedModel, task: Task) -> np.ndarray:
     return np.concatenate(found)
 
 
+def patching(subject: Subject, rounds: int) -> dict[str, float]:
+    """Attribution patching of all heads beside two plain forward passes and one backward. Target: 1, that is no more.
+
+    The corrupt inputs are the clean ones with their tokens in reverse; the metric is the task's own loss, negated.
+    """
+    model, task = subject.model, subject.task
+    batches = task.batches(model)
+    corrupt = [
+        Batch({**each.inputs, "input_ids": each.inputs["input_ids"].flip(1)}, each.targets, each.examples)
+        for each in batches
+    ]
+
+    def metric(outputs: Any, batch: Batch) -> torch.Tensor:
+        return -task.loss(task.predict(outputs, batch), batch)
+
+    def plain() -> None:
+        for source, run in zip(batches, corrupt, strict=True):
+            with torch.no_grad():
+                model(**source.inputs)
+            states = model.module.get_input_embeddings()(run.inputs["input_ids"]).detach().requires_grad_()
+            rest = {name: value for name, value in run.inputs.items() if name != "input_ids"}
+            torch.autograd.grad(metric(model(inputs_embeds=states, **rest), run).sum(), states)
+
+    data = PatchingData(batches, corrupt, metric)
+    peers = {"plain": plain, "attribution": lambda: AttributionPatching().score(model, data)}
+    seconds = cpu_seconds(peers, rounds)
+    return {"two_forwards_and_a_backward_s": seconds["plain"], "ratio": seconds["attribution"] / seconds["plain"]}
+
+
 def agreement(subject: Subject, rounds: int) -> dict[str, float]:
     """Spearman correlation over heads of the gradient scores with the exact rise of the loss; trained weights only."""
     if not subject.trained:
@@ -164,7 +194,7 @@ def agreement(subject: Subject, rounds: int) -> dict[str, float]:
 
 
 SUBJECTS: dict[str, Callable[[], Subject]] = {"gpt2": gpt2_shape, "minilm": minilm, "gemma": gemma}
-MEASUREMENTS = [recording, gradient, ablation, agreement]
+MEASUREMENTS = [recording, gradient, ablation, patching, agreement]
 
 
 def main() -> None:
