@@ -83,7 +83,11 @@ def test_templates_are_true_whatever_the_scores(seed: int) -> None:
     scores = generator.normal(size=25) * (generator.random(25) < 0.7)
     scores[generator.integers(25)] = np.nan
     quantile = [None, 0.2, 0.9][seed % 3]
-    said = verbalize(Attribution(tokens, scores, "Sci/Tech"), ("topk", "span", "conv", "order"), quantile=quantile)
+    said = verbalize(
+        Attribution(tokens, scores, ["Sci/Tech", "Bank"][seed % 2]),
+        ("topk", "span", "conv", "order"),
+        quantile=quantile,
+    )
     assert said.claims or said.text.startswith("No word")
     assert said.check.reasons == [""] * len(said.claims), said.text
 

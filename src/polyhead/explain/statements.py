@@ -87,7 +87,8 @@ def read_claims(text: str, attribution: Attribution) -> list[Statement]:
     """What a text says about the scores: every quoted word, with the numbers and the ranking said of it.
 
     Quoted words with no number between them are one statement; a number ends it. A word that is quoted at all is taken
-    to be called important, unless the sentence says that it is not. The target's own name is no statement.
+    to be called important, unless the sentence says that it is not. The target's own name is no
+    statement, unless it is a word of the text.
 
     Args:
         text: of sentences; words of the explained text in quotation marks.
@@ -105,7 +106,7 @@ def read_claims(text: str, attribution: Attribution) -> list[Statement]:
         return f"\x00{chr(0xE000 + len(quotes) - 1)}\x00"
 
     hidden = _QUOTED.sub(put_away, text)
-    own = {attribution.target.lower()}
+    own = {attribution.target.lower()} - {token.lower() for token in attribution.tokens}
     statements: list[Statement] = []
     for sentence in _SENTENCE.split(hidden):
         statements += _of_sentence(sentence, quotes, own)
