@@ -11,6 +11,7 @@ the probe looks for output projections:
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -253,11 +254,19 @@ def probe_inputs(root: nn.Module) -> dict[str, torch.Tensor]:
         return {main: torch.zeros(1, channels, height, width, device=parameter.device, dtype=parameter.dtype)}
     if main == "input_features":
         bins, frames = getattr(config, "num_mel_bins", 80), 2 * getattr(config, "max_source_positions", 1500)
-        return {main: torch.zeros(1, bins, frames, device=parameter.device, dtype=parameter.dtype)}
+        features = torch.zeros(1, bins, frames, device=parameter.device, dtype=parameter.dtype)
+        return {main: features, **_decoder_probe(root, parameter.device)}
     vocabulary = getattr(config, "vocab_size", None) or 8
     # The end token last: CLIP's text tower pools at it, and fails on a text without.
     end = getattr(config, "eos_token_id", None)
     tokens = [(3 + i) % vocabulary for i in range(4)]
     if isinstance(end, int) and 0 <= end < vocabulary:
         tokens[-1] = end
-    return {"input_ids": torch.tensor([tokens], device=parameter.device)}
+    return {"input_ids": torch.tensor([tokens], device=parameter.device), **_decoder_probe(root, parameter.device)}
+
+
+def _decoder_probe(root: nn.Module, device: torch.device) -> dict[str, torch.Tensor]:
+    """What the decoder of a whole encoder-decoder is given: fewer tokens than the encoder, so cross-attention shows."""
+    if "decoder_input_ids" not in inspect.signature(root.forward).parameters:
+        return {}
+    return {"decoder_input_ids": torch.tensor([[3, 4, 5]], device=device)}

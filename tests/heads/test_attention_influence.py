@@ -86,3 +86,12 @@ def test_other_data_is_refused(model: HeadedModel) -> None:
         AttentionInfluence().score(model, "one text")
     with pytest.raises(InputError, match="'uniform' or 'zero'"):
         AttentionInfluence("half").score(model, TEXTS)  # type: ignore[arg-type]
+
+
+def test_the_top_fraction_is_taken_within_domains() -> None:
+    values = np.array([0.1, 0.5, 0.2, 0.9, 0.3, 0.4])
+    assert AttentionInfluence.select(values, 0.5).tolist() == [3, 1, 5]
+    domains = ["web", "code", "web", "code", "web", "code"]
+    assert AttentionInfluence.select(values, 1 / 3, domains).tolist() == [3, 4]
+    with pytest.raises(InputError, match="one a text"):
+        AttentionInfluence.select(values, 0.5, ["web"])

@@ -72,13 +72,58 @@ class AttentionInfluence(Score):
     needs: ClassVar[Needs] = "texts"
     higher_means: ClassVar[str] = "the texts need what the head looks for"
 
-    def of_texts(self, model: HeadedModel, texts: Sequence[str], heads: Sequence[tuple[int, int]]) -> np.ndarray:
-        """AI of each text, ``[texts]``, with the given ``(layer, head)`` disabled together."""
+    def of_texts(
+        self,
+        model: HeadedModel,
+        texts: Sequence[str],
+        heads: Sequence[tuple[int, int]],
+        *,
+        whole: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """AI of each text, ``[texts]``, with the given ``(layer, head)`` disabled together.
+
+        Args:
+            model: a decoder with its language-model head.
+            texts: to score.
+            heads: what is disabled.
+            whole: losses of the whole model as :meth:`losses` gives them, where several sets of heads are compared.
+        """
         task = self._task(texts)
-        whole = task_losses(model, task)
+        whole = task_losses(model, task) if whole is None else whole
         off = uniform_attention(model, heads) if self.ablation == "uniform" else Gate.off(heads, model).on(model)
         with off:
             return (task_losses(model, task) - whole) / whole
+
+    def losses(self, model: HeadedModel, texts: Sequence[str]) -> np.ndarray:
+        """Mean loss a token of each text, ``[texts]``, with all heads."""
+        return task_losses(model, self._task(texts))
+
+    @staticmethod
+    def select(values: np.ndarray, fraction: float, domains: Sequence[str] | None = None) -> np.ndarray:
+        """The texts that need the heads most: rows of the top ``fraction`` of ``values``, highest first.
+
+        Args:
+            values: of :meth:`of_texts`, ``[texts]``.
+            fraction: above 0 to 1; at least one text is kept.
+            domains: of each text; the fraction is then taken within each domain, one after the other by name, as losses
+                of different kinds of text do not compare.
+
+        Example:
+            >>> AttentionInfluence.select(np.array([0.1, 0.5, 0.2, 0.9]), 0.5, ["web", "web", "code", "code"])
+            array([3, 1])
+        """
+        if not 0 < fraction <= 1 or (domains is not None and len(domains) != len(values)):
+            named = "no" if domains is None else len(domains)
+            raise InputError(
+                f"fraction={fraction}, {named} domains of {len(values)} texts; expected 0 to 1, one a text."
+            )
+        of = np.zeros(len(values), dtype=np.int64) if domains is None else np.asarray(domains)
+        kept = []
+        for name in np.unique(of):
+            rows = np.flatnonzero(of == name)
+            order = rows[np.argsort(-values[rows], kind="stable")]
+            kept.append(order[: max(1, round(fraction * len(rows)))])
+        return np.concatenate(kept)
 
     def score(self, model: HeadedModel, data: Any = None, *, progress: Progress | None = None) -> HeadMap:
         """See :class:`Score`; data is a list of texts, by default 16 news items."""

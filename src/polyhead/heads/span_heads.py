@@ -34,8 +34,9 @@ class ConceptSample:
 
     Attributes:
         inputs: keyword arguments of the model, a batch of one.
-        queries: token positions that attend (image tokens, or the words of a sentence).
-        concepts: concept -> token positions of its words.
+        queries: token positions that attend (image tokens, or the words of a sentence); the decoder's, in
+            cross-attention.
+        concepts: concept -> token positions of its words; the encoder's, in cross-attention.
     """
 
     inputs: Mapping[str, torch.Tensor]
@@ -50,8 +51,9 @@ class ConceptHeads(Score):
 
     On each sample a head gives one point to the concept whose words get the most attention from the queries, averaged
     over the queries and over the concept's words; equal concepts share the point. The paper counts in the
-    cross-attention of a diffusion model, where the queries are image tokens; here it is the self-attention of a
-    sequence that holds both.
+    cross-attention of a diffusion model, where the queries are image tokens: with
+    :func:`~polyhead.heads.cross_attention.cross_attention` it is that of an encoder-decoder, else the self-attention
+    of a sequence that holds both.
 
     Args:
         concept: which concept's map :meth:`score` gives.
@@ -88,7 +90,7 @@ class ConceptHeads(Score):
             raise InputError("Every sample needs places for the same concepts, two or more: heads choose among them.")
         points = np.zeros((len(names), model.layers, model.heads))
         for done, sample in enumerate(data, start=1):
-            _check_positions(sample.inputs, [*sample.queries, *(at for one in sample.concepts.values() for at in one)])
+            _check_positions(sample.inputs, sample.queries, [at for one in sample.concepts.values() for at in one])
             spans = [list(sample.concepts[name]) for name in names]
 
             def visit(layer: int, weights: torch.Tensor, spans: list[list[int]] = spans) -> None:
@@ -155,7 +157,7 @@ class OcrHeads(Score):
         for done, sample in enumerate(data, start=1):
             if not sample.answer or len(sample.answer) != len(sample.steps):
                 raise InputError(f"A sample has {len(sample.steps)} steps for {len(sample.answer)} answer tokens.")
-            _check_positions(sample.inputs, [*sample.steps, *sample.evidence])
+            _check_positions(sample.inputs, sample.steps, sample.evidence)
             best: dict[int, torch.Tensor] = {}
 
             def visit(layer: int, weights: torch.Tensor, best: dict[int, torch.Tensor] = best) -> None:
@@ -179,12 +181,17 @@ def _written(outputs: Any, sample: CopySample) -> list[int]:
     return list(sample.answer) if logits is None else logits[0, list(sample.steps)].argmax(-1).tolist()
 
 
-def _check_positions(inputs: Mapping[str, torch.Tensor], positions: Sequence[int]) -> None:
-    tensor = next((inputs[key] for key in ("input_ids", "inputs_embeds") if key in inputs), None)
-    if tensor is None or tensor.shape[0] != 1:
+def _check_positions(inputs: Mapping[str, torch.Tensor], queries: Sequence[int], keys: Sequence[int]) -> None:
+    """Refuses places outside what attends and what is attended to, which may be a decoder's and an encoder's."""
+    source = next((inputs[key] for key in ("input_ids", "inputs_embeds", "input_features") if key in inputs), None)
+    given = ("decoder_input_ids", "decoder_inputs_embeds")
+    target = next((inputs[key] for key in given if key in inputs), source)
+    if source is None or target is None or source.shape[0] != 1 or target.shape[0] != 1:
         raise InputError("A sample needs input_ids or inputs_embeds of a batch of one.")
-    if not positions or not all(0 <= at < tensor.shape[1] for at in positions):
-        raise InputError(f"A sample names places {sorted(set(positions))} of an input of {tensor.shape[1]} tokens.")
+    for positions, tensor in ((queries, target), (keys, source)):
+        inside = tensor.shape[2] // 2 if tensor is inputs.get("input_features") else tensor.shape[1]
+        if not positions or not all(0 <= at < inside for at in positions):
+            raise InputError(f"A sample names places {sorted(set(positions))} of an input of {inside} tokens.")
 
 
 def _stream_rows(model: HeadedModel, inputs: Mapping[str, torch.Tensor], rows: Sequence[int], visit: Any) -> Any:
