@@ -17,14 +17,14 @@ _CONCEPTS, _HEADS, _DIM = 4, 16, 8
 
 
 def run(scale: Scale, seed: int) -> Evidence:
-    """Toy layers of 16 heads, each tuned with noise to one of 4 concepts: area under the weakening curve.
+    """Toy cross-attention of 16 heads, each tuned with noise to one of 4 concepts: area under the weakening curve.
 
     Heads are weakened (attention on the concept's word times -2) one after the other, most relevant first or in a
     random order; the area under what is left of the concept is compared. The interval is over toy models.
     """
     import torch
 
-    from polyhead.act.rescale import RescaleAttention
+    from polyhead.heads.cross_attention import ordered_weakening
     from polyhead.heads.span_heads import ConceptHeads
 
     models = 6 if scale == "smoke" else 40
@@ -38,18 +38,16 @@ def run(scale: Scale, seed: int) -> Evidence:
         count = _HEADS // _CONCEPTS
         precision.append(float((planted[order[:count]] == 0).mean()))
         sample = _sample(random)
+        at = sample.concepts["0"][0]
+
+        def concept(model: HeadedModel = model, sample: ConceptSample = sample) -> float:
+            with torch.inference_mode(), model.record("heads") as recording:
+                model(**sample.inputs)
+            return float(recording.heads[0, 0, :, list(sample.queries), 1].sum())
+
         for name, heads in (("most", order), ("least", order[::-1]), ("random", random.permutation(_HEADS))):
-            left = []
-            for weakened in range(_HEADS + 1):
-                factors = np.ones((1, _HEADS))
-                factors[0, heads[:weakened]] = -2.0
-                at = sample.concepts["0"][0]
-                weaker = RescaleAttention((at, at + 1), factors).on(model)
-                with torch.inference_mode(), weaker, model.record("heads") as recording:
-                    model(**sample.inputs)
-                left.append(float(recording.heads[0, 0, :, list(sample.queries), 1].sum()))
-            curve = np.array(left) / left[0]
-            areas[name].append(float(curve.mean()))
+            left = ordered_weakening(model, [(0, int(head)) for head in heads], (at, at + 1), concept)
+            areas[name].append(float((left / left[0]).mean()))
     gap = bootstrap_interval(np.array(areas["random"]) - areas["most"], seed=seed)
     return Evidence(
         measured={
@@ -67,37 +65,39 @@ def run(scale: Scale, seed: int) -> Evidence:
         verdict=verdict_of(gap.low, gap.high),
         decides="difference",
         data=f"{models} toy models of {_HEADS} noisy heads, {_CONCEPTS} concepts, 24 samples each",
-        model="toy attention layer",
+        model="toy encoder-decoder",
         notes="The mechanism only, with planted heads: no diffusion model is here, so nothing is said about images.",
     )
 
 
 def _toy(random: np.random.Generator) -> tuple[HeadedModel, np.ndarray]:
-    """A layer whose head h asks for concept ``planted[h]`` (token ``concept + 1``), with noise in every key."""
+    """An encoder-decoder whose head h of cross-attention asks, noisily, for concept ``planted[h]``, token one up."""
     import torch
-    from transformers import GPT2Config, GPT2Model
+    from transformers import BartConfig, BartModel
 
-    from polyhead.model import load
+    from polyhead.heads.cross_attention import cross_attention
 
     size = _HEADS * _DIM
-    config = GPT2Config(
-        vocab_size=_DIM, n_positions=16, n_embd=size, n_layer=1, n_head=_HEADS, bos_token_id=0, eos_token_id=0
-    )
-    module = GPT2Model(config).eval()
+    config = BartConfig(
+        vocab_size=_DIM, max_position_embeddings=16, d_model=size, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=_HEADS, decoder_attention_heads=_HEADS, encoder_ffn_dim=8, decoder_ffn_dim=8,
+        pad_token_id=0, bos_token_id=0, eos_token_id=0, decoder_start_token_id=0, forced_eos_token_id=None,
+    )  # fmt: skip
+    module = BartModel(config).eval()
     planted = random.permutation(np.arange(_HEADS) % _CONCEPTS)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            parameter.fill_(1.0 if "ln_" in name and name.endswith("weight") else 0.0)
-        module.wte.weight[:, :_DIM] = torch.eye(_DIM)
-        attention = module.h[0].attn.c_attn
+            parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+        module.shared.weight[:, :_DIM] = torch.eye(_DIM)
+        attention = module.decoder.layers[0].encoder_attn
         for head in range(_HEADS):
             at = slice(head * _DIM, (head + 1) * _DIM)
             query = 0.4 * random.standard_normal(_DIM)
             query[1 + planted[head]] += 1.0
-            attention.bias[at] = torch.tensor(query, dtype=torch.float32)
-            attention.weight[:_DIM, size + at.start : size + at.stop] = torch.eye(_DIM)
-            attention.weight[:_DIM, 2 * size + at.start : 2 * size + at.stop] = torch.eye(_DIM)
-    return load(module), planted
+            attention.q_proj.bias[at] = torch.tensor(query, dtype=torch.float32)
+            attention.k_proj.weight[at, :_DIM] = torch.eye(_DIM)
+            attention.v_proj.weight[at, :_DIM] = torch.eye(_DIM)
+    return cross_attention(module, "toy cross-attention"), planted
 
 
 def _sample(random: np.random.Generator) -> ConceptSample:
@@ -107,4 +107,5 @@ def _sample(random: np.random.Generator) -> ConceptSample:
 
     ids = random.permutation([1, 2, 3, 4, 5, 6, 7])
     places = {str(concept): [int(np.flatnonzero(ids == concept + 1)[0])] for concept in range(_CONCEPTS)}
-    return ConceptSample({"input_ids": torch.tensor([[*ids.tolist(), 5, 6]])}, [7, 8], places)
+    inputs = {"input_ids": torch.tensor([ids.tolist()]), "decoder_input_ids": torch.tensor([[5, 6]])}
+    return ConceptSample(inputs, [0, 1], places)
