@@ -53,15 +53,15 @@ def run(scale: Scale, seed: int) -> Evidence:
     the mean token's), and at random in pursuit's layers. The target is the fall of the log-probability of the concept's
     tokens together; the control is the change, either way, of the log-probability of the token that follows in news.
     Supported where pursuit's fall lies above random heads' and its target-to-control ratio above the logit lens's;
-    refuted where one of the two lies below. Smoke takes 24 prompts to choose and 16 to judge, and flips 4 heads; full
+    refuted where one of the two lies below. Smoke takes 20 prompts to choose and 12 to judge, and flips 4 heads; full
     200, 100 and 1, 2 and 4.
     """
     from polyhead.data import load_texts
     from polyhead.evaluate.statistics import bootstrap_interval, bootstrap_of
 
     model = loaded("gemma-3-270m", lm_head=True)
-    choose, judge, sizes, draws = (24, 16, (4,), 1) if scale == "smoke" else (200, 100, (1, 2, 4), 3)
-    news = [" ".join(text.split()[:14]) for text in load_texts("ag-news", judge)]
+    choose, judge, items, sizes, draws = (20, 12, 8, (4,), 2) if scale == "smoke" else (200, 100, 32, (1, 2, 4), 2)
+    news = [" ".join(text.split()[:14]) for text in load_texts("ag-news", items)]
     targets: dict[str, list[np.ndarray]] = {"pursuit": [], "logit lens": [], "random": []}
     controls: dict[str, list[np.ndarray]] = {name: [] for name in targets}
     details = {}
@@ -74,13 +74,14 @@ def run(scale: Scale, seed: int) -> Evidence:
         for name, (target, control) in effects.items():
             targets[name].append(target)
             controls[name].append(control)
-    # One row a prompt (or a news item) of each concept, the mean over how many heads were flipped.
+    # One row a prompt (or a news item) of each concept: the mean over how many heads were flipped.
     fall = {name: np.concatenate(found) for name, found in targets.items()}
     change = {name: np.concatenate(found) for name, found in controls.items()}
     difference = bootstrap_interval(fall["pursuit"] - fall["random"], seed=seed)
 
     def advantage(rows: np.ndarray) -> float:
-        mine, lens = (fall[name][rows].mean() / change[name][rows].mean() for name in ("pursuit", "logit lens"))
+        news_rows = rows % len(change["pursuit"])  # news items are drawn again as well
+        mine, lens = (fall[name][rows].mean() / change[name][news_rows].mean() for name in ("pursuit", "logit lens"))
         return float(mine - lens)
 
     ratio = bootstrap_of(advantage, len(fall["pursuit"]), seed=seed)
@@ -99,7 +100,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         interval=(difference.low, difference.high),
         verdict="refuted" if "refuted" in verdicts else "inconclusive" if len(verdicts) > 1 else verdicts.pop(),
         decides="fall beyond random heads",
-        data=f"{choose} prompts to choose and {judge} to judge, of each of 3 concepts; {judge} news items",
+        data=f"{choose} prompts to choose and {judge} to judge, of each of 3 concepts; {items} news items",
         model=model.name,
         notes="One model of 270M parameters with 72 heads, so 4 heads are 6%, not 1%; prompts from templates.",
         details={

@@ -14,7 +14,7 @@ import torch
 
 from polyhead.heads.residual import TokenScale
 
-__all__ = ["fixed_through", "pooled_states", "pooled_writes", "token_weights"]
+__all__ = ["fixed_back", "fixed_through", "pooled_states", "pooled_writes", "token_weights"]
 
 
 def token_weights(scales: Sequence[TokenScale], pool: torch.Tensor) -> torch.Tensor:
@@ -26,6 +26,16 @@ def token_weights(scales: Sequence[TokenScale], pool: torch.Tensor) -> torch.Ten
 def fixed_through(scales: Sequence[TokenScale], vectors: torch.Tensor) -> torch.Tensor:
     """Vectors ``[..., hidden]`` through the shared part of norms, in their order; biases left out."""
     return reduce(lambda found, scale: scale.fixed(found), scales, vectors)
+
+
+def fixed_back(scales: Sequence[TokenScale], directions: torch.Tensor) -> torch.Tensor:
+    """The transpose of :func:`fixed_through`: ``fixed_through(v) . d == v . fixed_back(d)``."""
+
+    def back(found: torch.Tensor, scale: TokenScale) -> torch.Tensor:
+        weighted = scale.weight * found
+        return weighted - weighted.mean(-1, keepdim=True) if scale.centers else weighted
+
+    return reduce(back, reversed(scales), directions)
 
 
 def pooled_states(states: torch.Tensor, scales: Sequence[TokenScale], pool: torch.Tensor) -> torch.Tensor:
