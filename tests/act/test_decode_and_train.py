@@ -77,6 +77,28 @@ class TestDeCoRe:
         stopped = contrast.generate(model, "5 17 80", max_new_tokens=5).split()
         assert len(stopped) == said.index(said[2])
 
+    def test_a_padded_batch_and_beams_in_generate(self) -> None:
+        model, contrast = with_logits(), DeCoRe([(0, 1), (1, 0)], alpha=2.0)
+
+        def continued(ids: list[list[int]], mask: list[list[int]], **how: int) -> list[list[int]]:
+            given, seen = torch.tensor(ids), torch.tensor(mask)
+            processors = [contrast.processor(model, seen)]
+            found = model.module.generate(
+                given, attention_mask=seen, do_sample=False, max_new_tokens=4, eos_token_id=None, pad_token_id=0,
+                logits_processor=processors, **how,
+            )  # fmt: skip
+            return found[:, given.shape[1] :].tolist()
+
+        alone = [continued([[5, 17, 80]], [[1, 1, 1]])[0], continued([[9]], [[1]])[0]]
+        assert continued([[5, 17, 80], [0, 0, 9]], [[1, 1, 1], [0, 0, 1]]) == alone
+        # One beam of many keeps the same texts: what the beams hold is read again where they change places.
+        whole = contrast.processor(model)
+        ids = torch.tensor([[5, 17], [80, 9]])
+        with torch.no_grad():
+            scores = [whole(part, model(input_ids=part).logits[:, -1]) for part in (ids, ids.flip(0))]
+        torch.testing.assert_close(scores[1], scores[0].flip(0))
+        assert len(continued([[5, 17, 80]], [[1, 1, 1]], num_beams=3)[0]) == 4
+
     def test_wrong_arguments(self) -> None:
         with pytest.raises(InputError, match="alpha is 'high'"):
             DeCoRe(None, alpha="high")  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from transformers import LogitsProcessor
 
 from polyhead.act.gate import Gate
 from polyhead.act.vectors import Heads, head_mask
@@ -61,34 +62,74 @@ class DeCoRe:
             masked = _logits(model(**inputs), model)
         return self.contrast(base, masked)
 
+    def processor(self, model: HeadedModel, attention_mask: torch.Tensor | None = None) -> LogitsProcessor:
+        """For the model's own ``generate(..., logits_processor=[contrast.processor(model)])``: sampling, batches.
+
+        The masked run keeps keys and values of its own, from one step to the next, so a processor is for one call.
+        Where rows change places between steps (beam search) it reads the texts again.
+
+        Args:
+            model: whose ``generate`` is called.
+            attention_mask: of a padded batch of prompts, ``[batch, tokens]``, as ``generate`` gets it.
+        """
+        return _Contrast(self, model, attention_mask)
+
     def generate(self, model: HeadedModel, prompt: str, *, max_new_tokens: int = 20) -> str:
-        """Continue a prompt, token by token, until the end token; both runs have a key-value cache of their own.
+        """Continue a prompt greedily by the model's own ``generate``, until the end token.
 
         Raises:
             InputError: the model gives no logits.
         """
-        step = model.tokenize([prompt])["input_ids"]
-        caches: list[Any] = [None, None]
-        masked = self._masked(model)
+        generate = getattr(model.module, "generate", None)
+        if generate is None:
+            raise InputError(f"'{model.name}' gives no logits: load it with load(name, lm_head=True).")
+        inputs = model.tokenize([prompt])
         ends = model.config.eos_token_id
         stop = set(ends if isinstance(ends, (list, tuple)) else [ends])
-        said: list[int] = []
-        with torch.inference_mode():
-            for _ in range(max_new_tokens):
-                base = model(input_ids=step, past_key_values=caches[0], use_cache=True)
-                with masked.on(model):
-                    other = model(input_ids=step, past_key_values=caches[1], use_cache=True)
-                caches = [base.past_key_values, other.past_key_values]
-                scores = self.contrast(_logits(base, model)[:, -1], _logits(other, model)[:, -1])
-                step = scores.argmax(-1, keepdim=True)
-                if int(step) in stop:
-                    break
-                said.append(int(step))
-        text: str = model.tokenizer.decode(said)
+        given = [self.processor(model, inputs.get("attention_mask"))]
+        found = generate(
+            **inputs,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=ends,
+            pad_token_id=model.config.pad_token_id or 0,
+            logits_processor=given,
+        )
+        said = found[0, inputs["input_ids"].shape[1] :].tolist()
+        text: str = model.tokenizer.decode(said[:-1] if said and said[-1] in stop else said)
         return text
 
     def _masked(self, model: HeadedModel) -> Gate:
         return Gate(1.0 - head_mask(self.heads, model.layers, model.heads).float())
+
+
+class _Contrast(LogitsProcessor):  # type: ignore[misc,unused-ignore]
+    """Scores of each step from those of ``generate`` and of a masked run that follows it."""
+
+    def __init__(self, contrast: DeCoRe, model: HeadedModel, mask: torch.Tensor | None) -> None:
+        self.contrast, self.model, self.mask = contrast, model, mask
+        self._gate = contrast._masked(model)
+        self._read: torch.Tensor | None = None
+        self._cache: Any = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores ``[batch, vocabulary]`` of the next token of ``input_ids [batch, tokens]``."""
+        read = self._read
+        known = 0 if read is None or read.shape[0] != input_ids.shape[0] else read.shape[1]
+        if known >= input_ids.shape[1] or (known and not torch.equal(read, input_ids[:, :known])):  # type: ignore[arg-type]
+            known = 0
+        more: dict[str, Any] = {}
+        if self.mask is not None:
+            fresh = input_ids.shape[1] - self.mask.shape[1]
+            mask = torch.nn.functional.pad(self.mask, (0, fresh), value=1)
+            places = (mask.cumsum(1) - 1).clamp(min=0)
+            more = {"attention_mask": mask, "position_ids": places[:, known:]}
+        with torch.no_grad(), self._gate.on(self.model):
+            outputs = self.model(
+                input_ids=input_ids[:, known:], past_key_values=self._cache if known else None, use_cache=True, **more
+            )
+        self._read, self._cache = input_ids.clone(), outputs.past_key_values
+        return self.contrast.contrast(scores, _logits(outputs, self.model)[:, -1])
 
 
 def _logits(outputs: Any, model: HeadedModel) -> torch.Tensor:
