@@ -121,7 +121,8 @@ def own_readout(pooled: torch.Tensor, y: torch.Tensor, outside: Outside, name: s
         for states, norm in candidates:
             if gave.shape[1] == 1 and _same(args[1], states):
                 return _by_attention(module, args, (pooled - gave[:, 0]).to(y), norm)
-    value, after = pooled, []
+    value = pooled
+    after: list[tuple[nn.Module, torch.Tensor, torch.Tensor]] = []
     for _ in range(4):  # at most a few modules stand between a token's state and the vector
         for states, norm in candidates:
             pool = _token_of(value, states)

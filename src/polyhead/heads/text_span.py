@@ -56,7 +56,9 @@ def text_span(outputs: torch.Tensor, candidates: torch.Tensor, k: int) -> TextSp
     space = space[singular > singular[0] * 1e-6]  # outputs of one head have the rank of its head_dim
     spread = space @ (centred.T @ centred) @ space.T
     texts = candidates.double() @ space.T
-    whole, picked, explained = spread.trace(), [], []
+    whole = spread.trace()
+    picked: list[int] = []
+    explained: list[float] = []
     while len(picked) < k and bool(spread.trace() > whole * 1e-10):
         variance = ((texts @ spread) * texts).sum(1)
         best = int(variance.argmax())
@@ -67,5 +69,5 @@ def text_span(outputs: torch.Tensor, candidates: torch.Tensor, k: int) -> TextSp
         spread, texts = away @ spread @ away, texts @ away
         texts[best] = 0
         picked.append(best)
-        explained.append(1 - spread.trace() / whole)
+        explained.append(float(1 - spread.trace() / whole))
     return TextSpan(torch.tensor(picked, dtype=torch.long), torch.tensor(explained, dtype=torch.float64))
