@@ -128,6 +128,14 @@ def test_what_is_wrong_is_said(text: str, reason: str) -> None:
     assert check_claims(read_claims(text, _scores()), _scores()).reasons == [reason]
 
 
+def test_each_clause_speaks_for_itself() -> None:
+    text = 'The most important word is "late" (40%), while "the" is not important; "goal" matters.'
+    found = read_claims(text, _scores())
+    assert [one.says for one in found] == ["most important", "unimportant", "important"]
+    first = "other words have a larger sum; 40% is said, 8.3% is right"
+    assert check_claims(found, _scores()).reasons == [first, "", ""]
+
+
 def test_a_number_is_held_to_its_last_digit() -> None:
     third = Attribution(["goal", "late", "win"], [1.0, 1.0, 1.0])
     for text, true in (("33%", True), ("33.3%", True), ("33.0%", False), ("34%", False)):
@@ -142,7 +150,7 @@ def test_a_language_model_is_checked() -> None:
 
     def model(prompt: str) -> str:
         asked.append(prompt)
-        return '"goal" with 0.40. The word "offside" helped too.'
+        return 'goal" with 0.40. The word "offside" helped too.'
 
     said = verbalize_by(model, _scores(), "name the topic")
     assert asked[0] == instruction(_scores(), "name the topic")
@@ -169,3 +177,28 @@ def test_refusals() -> None:
         conv_search(_scores(), quantile=2)
     with pytest.raises(InputError, match="size=6"):
         conv_search(_scores(), 5, 6)
+
+
+@pytest.mark.real_model
+def test_a_real_encoder_in_words(minilm_path: str) -> None:
+    import torch
+
+    import polyhead
+    from polyhead.explain.base import ClassReadout
+    from polyhead.explain.baselines import LeaveOneOut
+
+    model = polyhead.load(minilm_path)
+    names = ["sports", "business"]
+    shown = ["The team won the match.", "The company's profit fell."]
+    with torch.no_grad():
+        weight = torch.stack([model(**model.tokenize([one])).last_hidden_state[0].mean(0) for one in shown])
+    text = "The striker scored unbelievably, said the newspaper."
+    found = LeaveOneOut().text(ClassReadout(model, weight, torch.zeros(2), names), text)
+    assert found.target == "sports"
+    assert np.isnan(found.scores[[0, -1]]).all()  # [CLS] and [SEP]
+    words = found.words(text, model.tokenizer(text, return_offsets_mapping=True)["offset_mapping"])
+    assert words.tokens == ["The", "striker", "scored", "unbelievably", ",", "said", "the", "newspaper", "."]
+    assert words.scores.sum() == pytest.approx(np.nansum(found.scores))
+    said = verbalize(words)
+    assert "“striker”" in said.text
+    assert said.check.faithfulness == 1

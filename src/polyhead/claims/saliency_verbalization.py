@@ -129,8 +129,8 @@ def _classifier(
 
 
 def _cut(text: str) -> str:
-    """The first 25 words: leaving one out after another costs by the square of the length."""
-    return " ".join(text.split()[:25])
+    """The first 20 words: leaving one out after another costs by the square of the length."""
+    return " ".join(text.split()[:20])
 
 
 def _states(model: HeadedModel, texts: Sequence[str]) -> torch.Tensor:

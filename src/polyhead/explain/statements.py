@@ -18,7 +18,7 @@ __all__ = ["Check", "Statement", "check_claims", "phrases", "places", "read_clai
 Says = Literal["most important", "important", "unimportant", "order"]
 _QUOTED = re.compile('“([^”]+)”|"([^"]+)"|«([^»]+)»')
 _NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\s*(%|percent\b)?(?![\w])")
-_SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+")
+_CLAUSE = re.compile(r"(?<=[.!?;])\s+|\n+|,?\s+(?:while|whereas|but|although|though)\s+", re.I)
 _ORDER = re.compile(r"\b(from most to least|in order of)\b", re.I)
 _MOST = re.compile(r"\b(most (important|salient|influential|relevant)|matters? (the )?most|strongest)\b", re.I)
 _LITTLE = re.compile(r"\b(not (important|relevant|salient)|unimportant|irrelevant|least|do(es)? not matter)\b", re.I)
@@ -87,7 +87,7 @@ def read_claims(text: str, attribution: Attribution) -> list[Statement]:
     """What a text says about the scores: every quoted word, with the numbers and the ranking said of it.
 
     Quoted words with no number between them are one statement; a number ends it. A word that is quoted at all is taken
-    to be called important, unless the sentence says that it is not. The target's own name is no
+    to be called important, unless the clause says that it is not. The target's own name is no
     statement, unless it is a word of the text.
 
     Args:
@@ -108,19 +108,19 @@ def read_claims(text: str, attribution: Attribution) -> list[Statement]:
     hidden = _QUOTED.sub(put_away, text)
     own = {attribution.target.lower()} - {token.lower() for token in attribution.tokens}
     statements: list[Statement] = []
-    for sentence in _SENTENCE.split(hidden):
-        statements += _of_sentence(sentence, quotes, own)
+    for clause in _CLAUSE.split(hidden):
+        statements += _of_clause(clause, quotes, own)
     return statements
 
 
-def _of_sentence(sentence: str, quotes: list[str], own: set[str]) -> list[Statement]:
-    plain = re.sub("\x00.\x00", " ", sentence)
-    marks = [(m.start(), quotes[ord(m[0][1]) - 0xE000]) for m in re.finditer("\x00.\x00", sentence)]
+def _of_clause(clause: str, quotes: list[str], own: set[str]) -> list[Statement]:
+    plain = re.sub("\x00.\x00", " ", clause)
+    marks = [(m.start(), quotes[ord(m[0][1]) - 0xE000]) for m in re.finditer("\x00.\x00", clause)]
     marks = [(at, word) for at, word in marks if word and word.lower() not in own]
-    numbers = [m for m in _NUMBER.finditer(sentence) if m[2] or "." in m[1]]
+    numbers = [m for m in _NUMBER.finditer(clause) if m[2] or "." in m[1]]
     found: list[Statement] = []
     begin = 0
-    for end, number in [*((m.end(), m) for m in numbers), (len(sentence) + 1, None)]:
+    for end, number in [*((m.end(), m) for m in numbers), (len(clause) + 1, None)]:
         words = tuple(word for at, word in marks if begin <= at < end)
         begin = end
         if not words:
@@ -130,7 +130,7 @@ def _of_sentence(sentence: str, quotes: list[str], own: set[str]) -> list[Statem
             says = "unimportant"
         elif not found and _ORDER.search(plain):
             says = "order"
-        elif not found and _MOST.search(plain):  # "most" is said of the first group of a sentence
+        elif not found and _MOST.search(plain):  # "most" is said of the first group of a clause
             says = "most important"
         found.append(_statement(words, says, number))
     return found

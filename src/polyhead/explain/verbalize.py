@@ -33,6 +33,7 @@ TEMPLATES: dict[str, str] = {
     "order": "From most to least important: {words}.",
 }
 """A sentence for each method; a template of your own may use the same fields."""
+_OPENING = 'The most important word is "'
 
 
 @dataclass(frozen=True)
@@ -230,7 +231,7 @@ def instruction(attribution: Attribution, task: str) -> str:
         f"A classifier was given a text. Its task: {task}. It answered: {attribution.target}.\n"
         f"How much each word of the text counted for that answer:\n{pairs}\n"
         "Say in two sentences which words were most important for the answer. Put words of the text in double quotes "
-        "and give their scores.\nExplanation: The most important word is"
+        f"and give their scores.\nExplanation: {_OPENING}"
     )
 
 
@@ -239,11 +240,11 @@ def verbalize_by(backend: Callable[[str], str], attribution: Attribution, task: 
     """Token scores in the words of a language model, with what it says checked.
 
     Args:
-        backend: takes the prompt and gives the model's text, whatever model that is.
+        backend: takes the prompt, which ends with an opened quotation mark, and gives what the model goes on with.
         attribution: by words.
         task: of the explained model, such as "name the topic of a news item".
     """
-    text = f"The most important word is {backend(instruction(attribution, task)).strip()}"
+    text = _OPENING + backend(instruction(attribution, task)).strip()
     claims = read_claims(text, attribution)
     return Verbalization(text, claims, check_claims(claims, attribution))
 
