@@ -29,7 +29,8 @@ def run(scale: Scale, seed: int) -> Evidence:
 
     models = 6 if scale == "smoke" else 40
     areas: dict[str, list[float]] = {"most": [], "random": [], "least": []}
-    precision = []
+    precision: list[float] = []
+    clear: list[float] = []
     for number in range(models):
         random = np.random.default_rng((seed, number))
         model, planted = _toy(random)
@@ -37,6 +38,9 @@ def run(scale: Scale, seed: int) -> Evidence:
         order = np.argsort(-maps["0"].values[0], kind="stable")
         count = _HEADS // _CONCEPTS
         precision.append(float((planted[order[:count]] == 0).mean()))
+        quiet, where = _toy(random, 0.1)
+        found = ConceptHeads().measure(quiet, [_sample(random) for _ in range(24)])["0"].values[0]
+        clear.append(float((where[np.argsort(-found, kind="stable")[:count]] == 0).mean()))
         sample = _sample(random)
         at = sample.concepts["0"][0]
 
@@ -54,6 +58,7 @@ def run(scale: Scale, seed: int) -> Evidence:
             "difference": gap.value,
             "area, most relevant first": float(np.mean(areas["most"])),
             "precision": float(np.mean(precision)),
+            "precision at low noise": float(np.mean(clear)),
         },
         baseline={
             "area, random order": float(np.mean(areas["random"])),
@@ -70,7 +75,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     )
 
 
-def _toy(random: np.random.Generator) -> tuple[HeadedModel, np.ndarray]:
+def _toy(random: np.random.Generator, noise: float = 0.4) -> tuple[HeadedModel, np.ndarray]:
     """An encoder-decoder whose head h of cross-attention asks, noisily, for concept ``planted[h]``, token one up."""
     import torch
     from transformers import BartConfig, BartModel
@@ -92,7 +97,7 @@ def _toy(random: np.random.Generator) -> tuple[HeadedModel, np.ndarray]:
         attention = module.decoder.layers[0].encoder_attn
         for head in range(_HEADS):
             at = slice(head * _DIM, (head + 1) * _DIM)
-            query = 0.4 * random.standard_normal(_DIM)
+            query = noise * random.standard_normal(_DIM)
             query[1 + planted[head]] += 1.0
             attention.q_proj.bias[at] = torch.tensor(query, dtype=torch.float32)
             attention.k_proj.weight[at, :_DIM] = torch.eye(_DIM)
