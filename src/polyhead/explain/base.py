@@ -240,9 +240,9 @@ class Attributor(ABC):
     Example:
         >>> from polyhead.explain.baselines import LeaveOneOut
         >>> model = load("gemma-3-270m", lm_head=True)
-        >>> found = LeaveOneOut().text(NextTokenReadout(model), "The capital of France is")
-        >>> found.target
-        'Paris'
+        >>> found = LeaveOneOut().text(NextTokenReadout(model), "The key is in the drawer. Yes, the key is in the")
+        >>> found.target, found.tokens[found.top(1)[0]]
+        ('drawer', ' drawer')
     """
 
     name = "attributor"

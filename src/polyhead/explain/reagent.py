@@ -43,8 +43,8 @@ class ReAGent(Attributor):
         >>> model = load("gemma-3-270m", lm_head=True)
         >>> replacer = UnigramReplacer.from_texts(model, load_texts("ag-news", 500))
         >>> found = ReAGent(replacer).text(NextTokenReadout(model), "The capital of France is")
-        >>> found.top(1), found.scores[1:].sum().round(6)
-        ([4], 1.0)
+        >>> found.scores[1:].sum().round(6)
+        1.0
     """
 
     replacer: Replacer
