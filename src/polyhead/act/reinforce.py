@@ -74,10 +74,13 @@ class Reinforce(HeadAction):
         if shape != expected:
             raise InputError(f"{shape} layers and heads were recorded without context, '{model.name}' has {expected}.")
 
+    def divergence(self, layer: int, heads: torch.Tensor) -> torch.Tensor:
+        """What decides: ``[batch, heads]``, distance of the last token's outputs from those without the context."""
+        return (heads[:, -1].float() - self.without[:, layer].to(heads.device).float()).norm(dim=-1).detach()
+
     def change(self, layer: int, heads: torch.Tensor) -> torch.Tensor | None:
         """See :class:`HeadAction`."""
         if self.alpha == 1:
             return None
-        distance = (heads[:, -1].float() - self.without[:, layer].to(heads.device).float()).norm(dim=-1)
-        factor = torch.where(responsive_heads(distance.detach()), self.alpha, 1.0).to(heads.dtype)
+        factor = torch.where(responsive_heads(self.divergence(layer, heads)), self.alpha, 1.0).to(heads.dtype)
         return torch.cat([heads[:, :-1], heads[:, -1:] * factor[:, None, :, None]], dim=1)

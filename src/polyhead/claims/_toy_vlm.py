@@ -9,10 +9,11 @@ picture is still seen, and language speaks against it; an object named that is n
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -142,7 +143,7 @@ def toy_vlm(seed: int = 0, rate: float = 0.3) -> ToyVLM:
     """
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
         torch.manual_seed(seed)
         vision = CLIPVisionConfig(
             hidden_size=32,
@@ -180,6 +181,17 @@ def toy_vlm(seed: int = 0, rate: float = 0.3) -> ToyVLM:
         _teach_to_write(module, draw(2000, seed + 2000, usual=0.5))
         _teach_what_is_usual(module, draw(1000, seed + 3000, usual=0.95), draw(100, seed + 4000), rate)
     return ToyVLM(load(module.eval()), load(tower.eval()))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Tensors this small gain nothing from threads, and lose a lot on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _teach_to_see(tower: nn.Module, pictures: Pictures, steps: int = 150) -> None:
@@ -274,7 +286,7 @@ def said(ids: torch.Tensor, pictures: Pictures) -> list[list[tuple[int, bool]]]:
     for row, caption in enumerate(ids.tolist()):
         words = [WORDS[number] for number in caption]
         there = set(pictures.objects(row))
-        pairs = enumerate(zip(words, words[1:], strict=False), start=1)
+        pairs = enumerate(pairwise(words), start=1)
         found.append([(at, pair in there) for at, pair in pairs if pair[0] in COLOURS and pair[1] in SHAPES])
     return found
 

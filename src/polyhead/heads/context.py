@@ -108,8 +108,8 @@ def _last_heads(model: HeadedModel, inputs: Inputs) -> torch.Tensor:
 class ContextAttention(Score):
     """Share of a head's attention, at the last token, that falls on a context before the question.
 
-    The sensitivity by which paint-lvlm chooses heads. Where the context is an image, as it is there, the data are pairs of
-    inputs, their rows padded on the left, and the span of the image's tokens in them.
+    The sensitivity by which paint-lvlm chooses heads. Where the context is an image, as it is there, the data are pairs
+    of inputs, their rows padded on the left, and the span of the image's tokens in them.
 
     Example:
         >>> import polyhead
