@@ -189,3 +189,13 @@ def test_bf16_runs_and_what_is_no_weighted_sum_is_refused():
         EmbeddingDecomposer(load(tiny("bert")), projection=torch.zeros(4, 7))(inputs_for("bert"))
     with pytest.raises(InputError, match="two texts"):
         EmbeddingShare().score(load(tiny("bert")), ["one"])
+
+
+@pytest.mark.real_model
+def test_parts_of_a_real_encoder_sum_to_what_the_encoder_gives(minilm_path):
+    from polyhead.embed import Encoder
+
+    texts = ["Stocks fell on Friday.", "The match was won in the last minute of extra time, to everyone's surprise."]
+    expected = torch.tensor(Encoder(minilm_path, backend="torch", precision="fp32").encode(texts).dense)
+    parts = EmbeddingDecomposer(load(minilm_path), normalize=True).texts(texts)
+    assert (parts.total() - expected).abs().max() < 1e-4

@@ -64,13 +64,14 @@ def run(scale: Scale, seed: int) -> Evidence:
     news = [" ".join(text.split()[:14]) for text in load_texts("ag-news", items)]
     targets: dict[str, list[np.ndarray]] = {"pursuit": [], "logit lens": [], "random": []}
     controls: dict[str, list[np.ndarray]] = {name: [] for name in targets}
-    details = {}
+    details, plain_news = {}, _next(model, news)
     for concept in _PROMPTS:
         prompts = _prompts(concept, seed)
         tokens, maps = _maps(model, concept, prompts[:choose])
         chosen = {name: [found.top(size) for size in sizes] for name, found in maps.items()}
         details[concept] = {name: [list(head) for head in heads[-1]] for name, heads in chosen.items()}
-        effects = _effects(model, chosen, prompts[choose : choose + judge], news, tokens, (seed, draws))
+        judged = (prompts[choose : choose + judge], news, plain_news)
+        effects = _effects(model, chosen, judged, tokens, (seed, draws))
         for name, (target, control) in effects.items():
             targets[name].append(target)
             controls[name].append(control)
@@ -136,24 +137,27 @@ def _maps(model: HeadedModel, concept: str, prompts: Sequence[str]) -> tuple[lis
 def _effects(
     model: HeadedModel,
     chosen: dict[str, list[list[tuple[int, int]]]],
-    prompts: Sequence[str],
-    news: Sequence[str],
+    judged: tuple[Sequence[str], Sequence[str], np.ndarray],
     tokens: Sequence[int],
     random: tuple[int, int],
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For each way to choose: fall of the concept ``[prompts]`` and change of news ``[news]``, means over sizes."""
+    """For each way to choose: fall of the concept ``[prompts]`` and change of news ``[news]``, means over sizes.
+
+    ``judged`` holds prompts, news items and what the untouched model gives for the latter.
+    """
     from polyhead.act.gate import Gate
     from polyhead.heads.head_pursuit import heads_like
 
+    prompts, news, plain_news = judged
     seed, draws = random
-    plain = _concept(model, prompts, tokens), _next(model, news)
+    plain = _concept(model, prompts, tokens)
 
     def effect(heads: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
         gates = torch.ones(model.layers, model.heads)
         for layer, head in heads:
             gates[layer, head] = -1
         with Gate(gates).on(model):
-            return plain[0] - _concept(model, prompts, tokens), np.abs(plain[1] - _next(model, news))
+            return plain - _concept(model, prompts, tokens), np.abs(plain_news - _next(model, news))
 
     found = {name: [effect(heads) for heads in sizes] for name, sizes in chosen.items()}
     others = [heads_like(heads, model, seed + draw) for heads in chosen["pursuit"] for draw in range(draws)]
