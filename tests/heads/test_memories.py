@@ -123,6 +123,10 @@ def test_agreement_and_composition_are_their_definitions(family):
         expected = (others.sum(1) - others.diagonal()) / (len(votes) - 1)
         assert np.allclose(found.shuffled[0], expected.numpy())
         assert found.rates[0] == found.hits[0].mean()
+        own = logits(values).gather(1, following[:, None])
+        above = (logits(values) > own).double().mean(1) * logits(values).shape[1] / (logits(values).shape[1] - 1)
+        assert np.allclose(found.ranks[0], above.numpy(), atol=1e-9)
+        assert abs(found.shuffled_ranks[0].mean() - 0.5) < 0.2
         layer = logits(table.double() @ values).argmax(1)
     alone = torch.where(table > 0, votes, against)
     rate = 1 - float((alone == layer[:, None]).any(1).double().mean())
@@ -165,6 +169,8 @@ def test_memories_set_by_hand_agree_where_they_know_the_next_token():
     assert rates.hits[0][letters].all()
     assert not rates.hits[1][letters].any()
     assert rates.shuffled_rates[0] < 0.1
+    assert (rates.ranks[0][letters] == 0).all()
+    assert (rates.shuffled_ranks[0][letters] > 0).mean() > 0.7
     # One memory is woken by far the most, and the layer votes as it does.
     assert memories.composition_rate(texts, layers=[0], positions=20).rates.tolist() == [0.0]
     # A key of one token does not mind the first token of its prefix, and loses all with the last.

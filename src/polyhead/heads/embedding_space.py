@@ -229,7 +229,7 @@ class OVSharpness(Score):
 
     A head whose table is spread evenly has nothing to read; one with a few strong pairs does. The sum of squares of the
     table is ``<A^T A, B^T B>`` of its thin factors, so that the table is not made. Entries of a Gaussian table of 2,048
-    x 2,048 tokens would score 4.7.
+    x 2,048 tokens would score 4.4.
 
     Args:
         k: top pairs averaged.

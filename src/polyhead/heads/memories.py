@@ -20,6 +20,7 @@ from polyhead.heads._feedforward import tap_memories
 from polyhead.heads.base import Progress
 from polyhead.heads.embedding_space import EmbeddingSpace
 from polyhead.heads.streaming import check_texts, text_batches
+from polyhead.heads.vocabulary import places
 from polyhead.model import HeadedModel
 from polyhead.papers import paper
 
@@ -53,11 +54,15 @@ class Agreement:
         hits: per layer ``[memories looked at]``.
         shuffled: per layer ``[memories looked at]``, the chance of a hit with the value of another memory of the layer,
             exact over all of those looked at.
+        ranks, shuffled_ranks: per layer ``[memories looked at]``, the share of the vocabulary that the value puts above
+            the token that follows (ties count half), and above that of another memory's trigger, one at random.
         triggers: per layer the top trigger of each memory looked at.
     """
 
     hits: list[np.ndarray]
     shuffled: list[np.ndarray]
+    ranks: list[np.ndarray]
+    shuffled_ranks: list[np.ndarray]
     triggers: list[list[Trigger]]
 
     @property
@@ -102,10 +107,8 @@ class Memories:
     Example:
         >>> memories = Memories(load("gemma-3-270m"))
         >>> texts = load_texts("ag-news", 32)
-        >>> for trigger in memories.top_prefixes(texts, layer=10, memories=[7], k=3)[0]:
-        ...     _ = print(memories.text(trigger), "->", round(trigger.coefficient, 2))  # doctest: +SKIP
-        >>> len(memories.value_tokens(layer=10, memory=7, k=5))
-        5
+        >>> best = memories.top_prefixes(texts, layer=10, memories=[7], k=3)[0][0]
+        >>> memories.text(best), memories.value_tokens(layer=10, memory=7, k=5)  # doctest: +SKIP
     """
 
     def __init__(self, model: HeadedModel, *, max_tokens: int = 64, batch_size: int = 16) -> None:
@@ -123,13 +126,7 @@ class Memories:
         return self.space.ffn(layer, memory, k).value
 
     def top_prefixes(
-        self,
-        texts: Sequence[str],
-        layer: int,
-        *,
-        memories: Sequence[int] | None = None,
-        k: int = 25,
-        progress: Progress | None = None,
+        self, texts: Sequence[str], layer: int, *, memories: Sequence[int] | None = None, k: int = 25
     ) -> list[list[Trigger]]:
         """The ``k`` prefixes of the texts with the largest coefficients of each memory, largest first.
 
@@ -138,21 +135,15 @@ class Memories:
             layer: which.
             memories: of the layer; None for all of them.
             k: fewer where there are fewer prefixes.
-            progress: told of the texts.
 
         Raises:
             InputError: no such layer or memory, or texts without two tokens.
         """
         chosen = self._chosen(layer, memories)
-        return self._triggers(texts, {layer: chosen}, k, progress)[layer]
+        return self._triggers(texts, {layer: chosen}, k)[layer]
 
     def agreement_rate(
-        self,
-        texts: Sequence[str],
-        *,
-        per_layer: int | None = None,
-        seed: int = 0,
-        progress: Progress | None = None,
+        self, texts: Sequence[str], *, per_layer: int | None = None, seed: int = 0, progress: Progress | None = None
     ) -> Agreement:
         """How often the top token of a value is the one that follows its key's top trigger (section 4), layer by layer.
 
@@ -165,7 +156,7 @@ class Memories:
         Raises:
             InputError: a model without an unembedding.
         """
-        self._decoder()
+        self.space.weights.require_unembedding()
         generator = np.random.default_rng(seed)
         chosen: dict[int, list[int]] = {}
         for at in self.layers:
@@ -173,15 +164,30 @@ class Memories:
             chosen[at.layer] = sorted(generator.choice(at.memories, count, replace=False).tolist())
         found = self._triggers(texts, chosen, 1, progress)
         tops = [[triggers[0] for triggers in found[layer]] for layer in chosen]
-        hits, shuffled = [], []
+        result = Agreement([], [], [], [], tops)
         for (layer, memories), triggers in zip(chosen.items(), tops, strict=True):
-            best = self._votes(layer, memories)[0]
             following = torch.tensor([trigger.next_token for trigger in triggers])
+            turn = int(generator.integers(1, max(2, len(memories))))  # each value beside another memory's token
+            best, ranks = self._against(layer, memories, torch.stack([following, following.roll(turn)]))
             same = best[None, :] == following[:, None]  # [keys, values]
             own = same.diagonal()
-            hits.append(own.numpy())
-            shuffled.append(((same.sum(1) - own.long()) / max(1, len(own) - 1)).double().numpy())
-        return Agreement(hits, shuffled, tops)
+            result.hits.append(own.numpy())
+            result.shuffled.append(((same.sum(1) - own.long()).double() / max(1, len(own) - 1)).numpy())
+            result.ranks.append(ranks[0].numpy())
+            result.shuffled_ranks.append(ranks[1].numpy())
+        return result
+
+    def _against(self, layer: int, memories: list[int], tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Top token of each value, and the share of the vocabulary it puts above each of ``tokens [n, memories]``."""
+        best, ranks = [], []
+        with torch.no_grad():
+            rows = self.layers[layer].values()[memories]
+            for some, few in zip(rows.split(64), tokens.split(64, dim=1), strict=True):
+                logits = self.space.written(some)
+                best.append(logits.argmax(1).cpu())
+                above = [places(logits, of.to(logits.device))[0] for of in few]
+                ranks.append((torch.stack(above).double() / (logits.shape[1] - 1)).cpu())
+        return torch.cat(best), torch.cat(ranks, 1)
 
     def composition_rate(
         self, texts: Sequence[str], *, layers: Sequence[int] | None = None, positions: int = 100, seed: int = 0
@@ -201,17 +207,17 @@ class Memories:
         Raises:
             InputError: a model without an unembedding.
         """
-        self._decoder()
+        self.space.weights.require_unembedding()
         wanted = [at.layer for at in self.layers] if layers is None else list(layers)
         for layer in wanted:
             self._chosen(layer, None)
         kept = self._coefficients(texts, wanted, positions, seed)
         rates, active = [], []
         for layer in wanted:
-            highest, lowest = self._votes(layer, list(range(self.layers[layer].memories)))
             m = kept[layer]
             with torch.no_grad():
                 values = self.layers[layer].values()
+                highest, lowest = self._best(values)
                 vote = self._best(m.to(values.device) @ values)[0]
             single = torch.where(m > 0, highest, lowest)
             rates.append(float(((single == vote[:, None]) & (m != 0)).any(1).logical_not().double().mean()))
@@ -270,7 +276,7 @@ class Memories:
         return found
 
     def _triggers(
-        self, texts: Sequence[str], chosen: dict[int, list[int]], k: int, progress: Progress | None
+        self, texts: Sequence[str], chosen: dict[int, list[int]], k: int, progress: Progress | None = None
     ) -> dict[int, list[list[Trigger]]]:
         """Top prefixes of chosen memories of several layers in one pass over the texts."""
         texts = check_texts(texts, "Memories")
@@ -302,8 +308,7 @@ class Memories:
 
             with tap_memories(self.model, [at for at in self.layers if at.layer in chosen], add):
                 self._run(inputs)
-        if not all(len(rows) for rows in best.values()):
-            raise InputError("The texts hold no token that another follows; expected texts of two tokens or more.")
+        _check_any(list(best.values()))
         return {
             layer: [
                 [
@@ -336,15 +341,8 @@ class Memories:
 
             with tap_memories(self.model, [self.layers[layer] for layer in layers], add):
                 self._run(inputs)
-        found = {layer: torch.cat(rows)[:positions] for layer, rows in kept.items()}
-        if not all(len(rows) for rows in found.values()):
-            raise InputError("The texts hold no token that another follows; expected texts of two tokens or more.")
-        return found
-
-    def _votes(self, layer: int, memories: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """The token each value raises most, and lowers most: ``[memories]`` each."""
-        with torch.no_grad():
-            return self._best(self.layers[layer].values()[memories])
+        _check_any([torch.cat(rows) for rows in kept.values()])
+        return {layer: torch.cat(rows)[:positions] for layer, rows in kept.items()}
 
     def _best(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Highest and lowest token of written vectors ``[n, hidden]``."""
@@ -363,9 +361,6 @@ class Memories:
 
     def _special(self) -> list[int]:
         return list(getattr(self.model.tokenizer, "all_special_ids", []))
-
-    def _decoder(self) -> None:
-        self.space.weights.require_unembedding()
 
     def _chosen(self, layer: int, memories: Sequence[int] | None) -> list[int]:
         if not 0 <= layer < len(self.layers):
@@ -387,6 +382,11 @@ def _usable(inputs: dict[str, torch.Tensor], special: list[int]) -> tuple[torch.
     usable = torch.zeros_like(text)
     usable[:, :-1] = text[:, :-1] & text[:, 1:]
     return ids, real, usable
+
+
+def _check_any(found: list[torch.Tensor]) -> None:
+    if not all(len(rows) for rows in found):
+        raise InputError("The texts hold no token that another follows; expected texts of two tokens or more.")
 
 
 def _trigger(
