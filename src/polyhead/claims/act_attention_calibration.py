@@ -21,11 +21,11 @@ _LABELS = (" World", " Sports", " Business", " Technology")
 def run(scale: Scale, seed: int) -> Evidence:
     """Log-probability of the right topic among four on Gemma: plain, calibrated in chosen layers, in random layers.
 
-    Smoke has 2 items cut at 120 characters to choose layers by, and 4 to test, full 40 and 80 of 200 characters.
+    Smoke has 4 items cut at 120 characters to choose layers by, and 8 to test, full 40 and 80 of 200 characters.
     """
     model = loaded("gemma-3-270m", lm_head=True)
     full = scale == "full"
-    rows, length = _rows(120 if full else 6, seed), 200 if full else 120
+    rows, length = _rows(120 if full else 12, seed), 200 if full else 120
     held_out, test = (rows[: len(rows) // 3], rows[len(rows) // 3 :])
     gain = calibration_gain(model, _task(model, held_out, length), by="layer")
     treated = [(int(layer), int(head)) for layer, head in np.argwhere(gain.values >= 0)]
