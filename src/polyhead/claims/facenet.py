@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from polyhead.claims._metric_learning import compare
 from polyhead.claims.base import Evidence, Scale, verdict_of
-from polyhead.objectives import Objective, TripletLoss, TripletMiner
+from polyhead.objectives import EmbeddingVerifier, Objective, TripletLoss, TripletMiner
 
 
 def run(scale: Scale, seed: int) -> Evidence:
@@ -27,7 +27,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         seed,
     )
     difference = found.difference("semihard", "random", seed)
-    verified = {kind: float(np.mean([_verify(x, found.labels) for x in found.vectors[kind]])) for kind in kinds}
+    verified = {kind: np.mean([_verify(x, found.labels) for x in found.vectors[kind]], 0).tolist() for kind in kinds}
     spread = {
         kind: float(np.mean([nn.functional.normalize(x, dim=1).var(0).sum() for x in found.vectors[kind]]))
         for kind in kinds
@@ -42,20 +42,17 @@ def run(scale: Scale, seed: int) -> Evidence:
         data=found.data,
         model="convolutional network of 3 layers",
         notes="Handwriting, not faces, and batches of 120, not 1,800. The interval is over characters.",
-        details={"verification accuracy": verified, "total variance": spread},
+        details={"verification accuracy, and acceptance at 1% false": verified, "total variance": spread},
     )
 
 
-def _verify(vectors: Tensor, labels: Tensor) -> float:
-    """Balanced accuracy of the best threshold on cosine, over all same pairs and as many drawn others."""
-    unit = nn.functional.normalize(vectors, dim=1)
-    scores = unit @ unit.T
-    upper = torch.ones_like(scores, dtype=torch.bool).triu(1)
-    same = (labels[:, None] == labels) & upper
-    positive = scores[same].sort().values
-    others = scores[upper & ~same]
-    drawn = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[: len(positive)]
-    negative = others[drawn].sort().values
-    above = 1 - torch.searchsorted(positive, positive) / len(positive)
-    below = torch.searchsorted(negative, positive) / len(negative)
-    return float(((above + below) / 2).max())
+def _verify(vectors: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Accuracy of one threshold over ten folds, and share of same pairs accepted where 1% of others are."""
+    generator = torch.Generator().manual_seed(0)
+    same = (labels[:, None] == labels).triu(1).nonzero()
+    same = same[torch.randperm(len(same), generator=generator)[:3000]]
+    other = torch.randint(len(labels), (2 * len(same), 2), generator=generator)
+    other = other[labels[other[:, 0]] != labels[other[:, 1]]][: len(same)]
+    pairs = torch.cat((same, other))
+    given = (vectors[pairs[:, 0]], vectors[pairs[:, 1]], torch.arange(len(pairs)) < len(same))
+    return EmbeddingVerifier().fit(*given).accuracy_, EmbeddingVerifier().val_at_far(*given, far=0.01)

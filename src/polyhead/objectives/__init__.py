@@ -42,6 +42,7 @@ from polyhead.objectives.similarity import (
     SNRSimilarity,
 )
 from polyhead.objectives.triplet import SquaredUnitEuclidean, TripletLoss, TripletMiner
+from polyhead.objectives.verification import EmbeddingVerifier
 
 __all__ = [
     "AdaptiveTemperature",
@@ -53,6 +54,7 @@ __all__ = [
     "CosineSimilarity",
     "CoupledEstimator",
     "DotProductSimilarity",
+    "EmbeddingVerifier",
     "EuclideanSimilarity",
     "FalseNegativeMask",
     "GaussianHead",
