@@ -86,3 +86,44 @@ def test_score_gives_every_head_a_value_and_refuses_other_data():
         AttentionLensScore().score(model, texts[:2])
     with pytest.raises(InputError, match="layers 0 to 1"):
         AttentionLens(model, [(2, 0)])
+
+
+@pytest.mark.parametrize("family", ["LlamaConfig", "Gemma3TextConfig"])
+def test_logit_lens_is_what_the_head_adds_through_the_frozen_norms(family):
+    model, texts, heads = decoder(), ["abcdefg", "hij"], [(0, 3), (1, 0)]
+    if family != "LlamaConfig":
+        torch.manual_seed(0)
+        config = transformers.Gemma3TextConfig(**_CONFIGS["gemma3"][1])
+        tokenize, model = model.tokenize, load(transformers.AutoModelForCausalLM.from_config(config).eval())
+        model.tokenize = tokenize
+    samples = collect(model, texts, heads, vocabulary=7, positions=1, direct=True)
+    plain = collect(model, texts, heads, vocabulary=7, positions=1)
+    assert torch.allclose(samples.written, plain.written, atol=1e-5)
+    assert torch.allclose(samples.predicted, plain.predicted, atol=1e-5)
+    inputs = model.tokenize(texts)
+    seen = {}
+
+    def catch(name, module):
+        return module.register_forward_hook(lambda _, args, out: seen.update({name: (args[0][:, -1], out[:, -1])}))
+
+    inner = model.module.model
+    hooks = [catch("norm", inner.norm)]
+    if family != "LlamaConfig":
+        hooks += [catch(at, layer.post_attention_layernorm) for at, layer in enumerate(inner.layers)]
+    with model.record("heads") as recording, torch.no_grad():
+        logits = model(**inputs).logits[:, -1].double()
+    for hook in hooks:
+        hook.remove()
+    unembedding = model.module.get_output_embeddings().weight.detach()[samples.tokens].double()
+    for which, (layer, head) in enumerate(heads):
+        state = (recording.heads[:, layer, head, -1] @ model.output_weight(layer)[head]).detach().double()
+        for at in (layer, "norm"):  # an RMS norm at a recorded scale multiplies by its output over its input
+            if at in seen:
+                given, gave = seen[at]
+                state = state * gave.double() / given.double()
+        direct = state @ unembedding.T
+        assert torch.allclose(samples.direct[which].double(), direct, atol=1e-4)
+        p, q = (torch.softmax(each, -1) for each in (logits[:, samples.tokens], direct))
+        assert np.allclose(samples.logit_lens()[which], (p * (p / q).log()).sum(-1).numpy(), atol=1e-4)
+    with pytest.raises(InputError, match="direct=True"):
+        plain.logit_lens()

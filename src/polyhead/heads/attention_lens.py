@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +20,8 @@ import torch
 from polyhead.errors import InputError
 from polyhead.headmap import HeadMap
 from polyhead.heads.base import Needs, Progress, Score
-from polyhead.heads.logit_lens import LogitLens, logits_at
+from polyhead.heads.logit_lens import LogitLens, Pass, logits_at
+from polyhead.heads.residual import TokenScale
 from polyhead.heads.tasks import NextToken
 from polyhead.model import HeadedModel
 from polyhead.papers import paper
@@ -39,6 +41,8 @@ class LensSamples:
         predicted: ``[n, vocabulary]``, log-probabilities over ``tokens``, renormalised.
         tokens: ``[vocabulary]`` ids.
         text: ``[n]`` which text each position is from.
+        direct: ``[heads, n, vocabulary]``, what each head adds to the logits of ``tokens`` through the norms and the
+            unembedding, norms at the scale they had; None where it was not asked for.
     """
 
     heads: list[tuple[int, int]]
@@ -46,6 +50,22 @@ class LensSamples:
     predicted: torch.Tensor
     tokens: torch.Tensor
     text: np.ndarray
+    direct: torch.Tensor | None = None
+
+    def logit_lens(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """``KL(model || logit lens)`` in nats of each head and position, ``[heads, n]``: the baseline without training.
+
+        The logit lens of a head is the softmax of what it adds to the logits, with the final norm (and any norm between
+        output projection and residual stream) frozen at the scale of that token.
+
+        Raises:
+            InputError: the samples were collected without ``direct=True``.
+        """
+        if self.direct is None:
+            raise InputError("These samples hold no direct logits: collect them with collect(..., direct=True).")
+        at = np.arange(len(self.predicted)) if rows is None else rows
+        found = [_kl(self.predicted[at], torch.log_softmax(each[at], -1)).cpu().numpy() for each in self.direct]
+        return np.stack(found)
 
 
 def collect(
@@ -57,6 +77,7 @@ def collect(
     positions: int = 4,
     max_tokens: int = 64,
     seed: int = 0,
+    direct: bool = False,
 ) -> LensSamples:
     """Run the model over ``texts`` and keep what ``heads`` wrote at ``positions`` random tokens of each.
 
@@ -64,6 +85,8 @@ def collect(
         vocabulary: how many of the texts' most frequent tokens to predict; None for all the model has.
         positions: a text, at most; 1 takes its last token alone, as the paper does.
         max_tokens: texts are cut there.
+        seed: of the positions.
+        direct: keep each head's direct logits too, ``heads * n * vocabulary`` numbers, for the logit lens.
     """
     lens, task = LogitLens(model), NextToken(texts, "texts", max_tokens, 8)
     batches, random = task.batches(model), np.random.default_rng(seed)
@@ -73,6 +96,7 @@ def collect(
     chosen = [token for token, _ in counts.most_common(vocabulary)] if vocabulary else range(len(lens.unembedding))
     tokens = torch.tensor(list(chosen), device=lens.unembedding.device)
     layers, written, predicted, text = sorted({layer for layer, _ in heads}), [], [], []
+    straight: list[torch.Tensor] = []
     for number, batch in enumerate(batches):
         rows, columns = _positions(batch.inputs["attention_mask"].cpu().numpy(), positions, random)
         seen: dict[int, torch.Tensor] = {}
@@ -80,13 +104,34 @@ def collect(
         def keep(layer: int, z: torch.Tensor, at: Any = (rows, columns), into: Any = seen) -> None:
             into[layer] = z[at[0], at[1]]
 
-        with torch.no_grad(), model.tap_heads(keep, layers=layers), logits_at(lens.head, rows, columns):
-            logits = model(**batch.inputs, use_cache=False).logits[0]
-        weight = {layer: model.output_weight(layer).detach() for layer in layers}
+        if direct:
+            held = lens.run(batch.inputs, rows.tolist(), columns.tolist())
+            seen.update({layer: held.heads[layer][rows, columns] for layer in layers})
+            logits = held.logits
+        else:
+            with torch.no_grad(), model.tap_heads(keep, layers=layers), logits_at(lens.head, rows, columns):
+                logits = model(**batch.inputs, use_cache=False).logits[0]
+        weight = {layer: model.output_weight(layer).detach().to(seen[layer].dtype) for layer in layers}
         written.append(torch.stack([(seen[at][:, head] @ weight[at][head]).float() for at, head in heads]))
+        if direct:
+            states = _through_norms(held, heads, written[-1], rows, columns)
+            straight.append(states @ lens.unembedding[tokens].float().T)
         predicted.append(torch.log_softmax(logits[:, tokens].float(), -1))
         text.append(rows.numpy() + number * task.batch_size)
-    return LensSamples(list(heads), torch.cat(written, 1), torch.cat(predicted), tokens, np.concatenate(text))
+    found = torch.cat(straight, 1) if direct else None
+    return LensSamples(list(heads), torch.cat(written, 1), torch.cat(predicted), tokens, np.concatenate(text), found)
+
+
+def _through_norms(
+    seen: Pass, heads: Sequence[tuple[int, int]], written: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
+) -> torch.Tensor:
+    """Contributions ``[heads, n, hidden]`` as they arrive at the unembedding, norms at the scale they had there."""
+
+    def through(state: torch.Tensor, scale: TokenScale) -> torch.Tensor:
+        return TokenScale(scale.token[rows, columns], scale.weight, scale.bias, scale.centers)(state)
+
+    norms = [[*seen.branches[layer], seen.norm] for layer, _ in heads]
+    return torch.stack([reduce(through, some, state) for some, state in zip(norms, written, strict=True)])
 
 
 def _positions(mask: np.ndarray, count: int, random: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
