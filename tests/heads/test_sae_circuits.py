@@ -121,14 +121,14 @@ def test_the_small_model_learns_and_its_sequences_repeat():
     for row, period in zip(ids, periods.tolist(), strict=True):
         assert 6 <= period < 26
         assert torch.equal(row[period:], row[:-period])
-    before, after = train_induction(0, steps=1), train_induction(0, steps=60)
+    before, after = train_induction(0, steps=1), train_induction(0, steps=40)
     looks = []
     for model in (before, after):
         with model.record("attention") as recording, torch.no_grad():
             model(input_ids=ids)
         looks.append(float(recording.attention[:, 0, 0].diagonal(offset=-1, dim1=-2, dim2=-1).mean()))
     assert min(looks) > 0.8  # layer 0 head 0 looks at the token before
-    assert recall(after, ids, periods).mean() < recall(before, ids, periods).mean() - 0.3
+    assert recall(after, ids, periods).mean() < recall(before, ids, periods).mean() - 0.2
     assert not any(
         parameter.abs().max() for block in after.module.transformer.h for parameter in block.mlp.parameters()
     )

@@ -19,8 +19,8 @@ def run(scale: Scale, seed: int) -> Evidence:
     A two-layer attention-only model of 2 x 8 heads, trained to go on with repeating sequences. Truth: heads whose mean
     ablation costs more than 0.1 nats of the tokens that can be told. Ten positives repeat, ten negatives end alike but
     do not; 5 draws of examples and autoencoder on one model (smoke), 10 on two (full). Baselines on the same examples:
-    the distance of mean outputs, attribution patching. A second truth, in the details: heads that attend from the deciding
-    token to one of the three tokens around the answer, by their patterns.
+    the distance of mean outputs, attribution patching. A second truth, in the details: heads that attend from the
+    deciding token to one of the three tokens around the answer, by their patterns.
     """
     from polyhead.evaluate.statistics import bootstrap_interval
     from polyhead.heads.induction import train_induction
@@ -56,8 +56,8 @@ def run(scale: Scale, seed: int) -> Evidence:
         data=f"repeating random sequences, 10 positive and 10 negative, {len(rows)} draws",
         model=f"{models} trained two-layer attention-only model(s), 2 x 8 heads",
         notes=f"{np.mean(shares):.0%} of the heads are in the circuit by ablation of one at a time, which finds no "
-        "head that others stand in for. At the deciding token only heads that act there can show: layer 0 does its work at "
-        "earlier tokens. normalise=True did best for the method on these models. Gemma's copy task was not run.",
+        "head that others stand in for. At the deciding token only heads that act there can show: layer 0 does its work "
+        "at earlier tokens. normalise=True did best for the method on these models. Gemma's copy task was not run.",
         details={
             "areas for heads that look at the answer": {
                 name: float(values.mean()) for name, values in table.items() if name.startswith("looking")
