@@ -117,8 +117,8 @@ def _trained(ids: torch.Tensor, pieces: int, width: int, steps: int, seed: int) 
     )
     config.resid_pdrop = config.embd_pdrop = config.attn_pdrop = 0.0
     module: Any = GPT2LMHeadModel(config).train()
-    optimiser = torch.optim.AdamW(module.parameters(), lr=5e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 5e-3, total_steps=steps, pct_start=0.1)
+    optimiser = torch.optim.AdamW(module.parameters(), lr=3e-3, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps, pct_start=0.1)
     losses = []
     for _ in range(steps):
         rows = ids[torch.randint(len(ids), (32,))]
@@ -126,6 +126,7 @@ def _trained(ids: torch.Tensor, pieces: int, width: int, steps: int, seed: int) 
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten())
         optimiser.zero_grad()
         loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimiser.step()
         schedule.step()
         losses.append(float(loss.detach()))

@@ -238,6 +238,7 @@ class OVSharpness(Score):
 
     Example:
         >>> OVSharpness().score(load("all-MiniLM-L6-v2")).top(3)
+        [(2, 1), (5, 7), (5, 10)]
     """
 
     name: ClassVar[str] = "ov-sharpness"
