@@ -75,7 +75,8 @@ def _tap(
 
     original = _originals.get(id(getattr(module, "config", None)), "sdpa")
     eager = _eager_of(module)
-    kernel = eager if original == _EAGER and eager else ALL_ATTENTION_FUNCTIONS["sdpa"]
+    name = original if original.startswith("polyhead_") else "sdpa"
+    kernel = eager if original == _EAGER and eager else ALL_ATTENTION_FUNCTIONS[name]
     call = AttentionCall(module, query, key, value, attention_mask, kwargs, query[:0])
     for _, prepare in _watchers.stack:
         if prepare is not None:
@@ -105,9 +106,9 @@ def tapped(
     A tensor that ``watch`` returns takes the place of the call's output. ``prepare`` is called before the kernel, in
     the order of entering, and may return another call (queries, keys, values, mask or kwargs changed) to compute.
 
-    Kernels other than eager run as SDPA meanwhile, which gives the same numbers. ``interface=False`` is for a model
-    that attends without transformers' attention interface: nothing is called, and it runs its own eager attention,
-    since some such models (Falcon) choose their mask by the name of the kernel and do not know ours.
+    Kernels other than eager and our own run as SDPA meanwhile, which gives the same numbers. ``interface=False`` is for
+    a model that attends without transformers' attention interface: nothing is called, and it runs its own eager
+    attention, since some such models (Falcon) choose their mask by the name of the kernel and do not know ours.
     """
     _register()
     configs = _configs(module)
