@@ -15,8 +15,8 @@ def run(scale: Scale, seed: int) -> Evidence:
     """Held-out KL of lenses on six heads of Gemma-3-270M, beside the mean prediction, the logit lens and shuffled rows.
 
     The logit lens has the final norm, and the norm behind the output projection, frozen at the scale they had.
-    Supported where the KL of the logit lens less the lens's, and the unigram's less the lens's, both lie above zero over
-    held-out texts. Smoke takes 32 texts and 512 tokens, full 400 and 4k.
+    Supported where the KL of the logit lens less the lens's, and the unigram's less the lens's, both lie above zero
+    over held-out texts. Smoke takes 32 texts and 512 tokens, full 400 and 4k.
     """
     from polyhead.heads.attention_lens import AttentionLens, _kl, collect
 
