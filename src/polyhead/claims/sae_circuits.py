@@ -56,7 +56,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         data=f"repeating random sequences, 10 positive and 10 negative, {len(rows)} draws",
         model=f"{models} trained two-layer attention-only model(s), 2 x 8 heads",
         notes=f"{np.mean(shares):.0%} of the heads are in the circuit by ablation of one at a time, which finds no "
-        "head that others stand in for. At the deciding token only heads that act there can show: layer 0 does its work "
+        "head that others stand in for. At the deciding token only heads that act there can show: layer 0 works "
         "at earlier tokens. normalise=True did best for the method on these models. Gemma's copy task was not run.",
         details={
             "areas for heads that look at the answer": {
