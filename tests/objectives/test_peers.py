@@ -147,7 +147,9 @@ def test_multiple_negatives_equal_sentence_transformers():
     x, y, hard = vectors(), vectors(seed=1), vectors(seed=2)
     theirs = peer(st.MultipleNegativesRankingLoss).compute_loss_from_embeddings([x, y, hard], None)
     same(Objective(o.InfoNCE())(x, other=torch.cat((y, hard))), theirs, x, y, hard)
-    both = peer(st.MultipleNegativesSymmetricRankingLoss).compute_loss_from_embeddings([x, y, hard], None)
+    both = peer(
+        st.MultipleNegativesRankingLoss, directions=("query_to_doc", "doc_to_query"), partition_mode="per_direction"
+    ).compute_loss_from_embeddings([x, y, hard], None)
     same(Objective(o.Symmetric(o.InfoNCE()))(x, other=torch.cat((y, hard))), both, x, y, hard)
 
 
@@ -206,6 +208,18 @@ def test_masks_of_likely_false_negatives():
     assert o.HardestNegatives(1)(s, relation).negative.int().tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
     with pytest.raises(InputError, match="Nothing to mask by"):
         o.FalseNegativeMask()
+
+
+def test_triplets_are_kept_by_what_comes_after_as_far_as_their_pairs_are():
+    similarity = o.CosineSimilarity()(vectors()).detach()
+    mined = o.TripletMiner("violating", one=False)(similarity, Relation.from_labels(LABELS))
+    masked = o.FalseNegativeMask(above=0.2)(similarity, mined)
+    a, _, n = mined.triplets.T
+    assert torch.equal(masked.triplets, mined.triplets[similarity[a, n] <= 0.2])
+    drop = torch.zeros(10, 10, dtype=torch.bool)
+    drop[0] = True
+    assert torch.equal(mined.ignore(drop).triplets, mined.triplets[a != 0])
+    assert 0 < len(masked.triplets) < len(mined.triplets)
 
 
 def test_relations_from_pairs_and_symmetry():

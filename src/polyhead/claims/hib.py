@@ -29,29 +29,20 @@ def run(scale: Scale, seed: int) -> Evidence:
 
     torch.set_num_threads(1)
     runs, steps = (2, 200) if scale == "smoke" else (5, 1500)
-    gains, taus = [], []
-    means: dict[str, list[float]] = {"hedged": [], "point": []}
-    for one in range(seed, seed + runs):
-        pictures, labels, _ = _pictures(2000, one, test=False)
-        unseen, judged, hidden = _pictures(300, one + 1000, test=True)
-        precision = {}
-        for name in ("hedged", "point"):
-            model, match = _train(pictures, labels, steps, one, hedged=name == "hedged")
-            with torch.no_grad():
-                found = _points(model(unseen), hedged=name == "hedged")
-                precision[name] = _precision(match(found), judged, hidden)
-                means[name].append(float(precision[name].mean()))
-                if name == "hedged":
-                    unsure = self_mismatch(match, found).numpy()
-                    area = hidden.numpy()
-        gains.append(precision["hedged"] - precision["point"])
-        tau = bootstrap_of(
+    found = [_judged(steps, one) for one in range(seed, seed + runs)]
+    taus = [
+        bootstrap_of(
             lambda rows, u=unsure, a=area: float(kendalltau(u[rows], a[rows]).statistic),  # type: ignore[misc]
             len(area),
             resamples=200,
             seed=seed,
         )
-        taus.append(tau)
+        for _, unsure, area in found
+    ]
+    gains = [precision["hedged"] - precision["point"] for precision, _, _ in found]
+    means = {
+        name: float(np.mean([precision[name].mean() for precision, _, _ in found])) for name in ("hedged", "point")
+    }
     gain = bootstrap_interval(np.concatenate(gains), seed=seed)
     low, high = (float(np.mean([getattr(tau, end) for tau in taus])) for end in ("low", "high"))
     verdict: Verdict = "supported" if min(gain.low, low) > 0 else "inconclusive"
@@ -59,11 +50,11 @@ def run(scale: Scale, seed: int) -> Evidence:
         verdict = "refuted"
     return Evidence(
         measured={
-            "precision hedged, hidden pictures": float(np.mean(means["hedged"])),
+            "precision hedged, hidden pictures": means["hedged"],
             "difference": gain.value,
             "tau of self-mismatch with hidden area": float(np.mean([tau.value for tau in taus])),
         },
-        baseline={"precision point, hidden pictures": float(np.mean(means["point"]))},
+        baseline={"precision point, hidden pictures": means["point"]},
         expected="a higher precision than points on hidden pictures, and self-mismatch that grows with what is hidden",
         interval=(gain.low, gain.high),
         verdict=verdict,
@@ -72,6 +63,20 @@ def run(scale: Scale, seed: int) -> Evidence:
         model="network of one hidden layer",
         details={"tau, 95%": [low, high]},
     )
+
+
+def _judged(steps: int, seed: int) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Precisions of hedged and point embeddings, self-mismatch of each unseen picture, and its hidden area."""
+    pictures, labels, _ = _pictures(2000, seed, test=False)
+    unseen, judged, hidden = _pictures(300, seed + 1000, test=True)
+    precision = {}
+    for name in ("point", "hedged"):
+        model, match = _train(pictures, labels, steps, seed, hedged=name == "hedged")
+        with torch.no_grad():
+            found = _points(model(unseen), hedged=name == "hedged")
+            precision[name] = _precision(match(found), judged, hidden)
+            unsure = self_mismatch(match, found).numpy()
+    return precision, unsure, hidden.numpy()
 
 
 def _pictures(n: int, seed: int, *, test: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -141,23 +141,25 @@ class Relation:
     def ignore(self, pairs: Tensor) -> Relation:
         """Without the pairs that are true in ``pairs [n, m]``: neither positive, negative nor graded."""
         grades = None if self.grades is None else self.grades.masked_fill(pairs, float("nan"))
-        keep = ~pairs
-        triplets = self.triplets
-        if triplets is not None:
-            a, p, n = triplets.T
-            triplets = triplets[keep[a, p] & keep[a, n]]
-        return replace(
-            self, positive=self.positive * keep, negative=self.negative * keep, grades=grades, triplets=triplets
-        )
+        found = Relation(self.positive * ~pairs, self.negative * ~pairs, grades, paired=self.paired)
+        return replace(found, triplets=self._left(found))
 
     def only(self, positive: Tensor | None = None, negative: Tensor | None = None) -> Relation:
         """Keep the positives and negatives that are true in the matrices given; those not given are left alone."""
-        return replace(
-            self,
-            positive=self.positive if positive is None else self.positive * positive,
-            negative=self.negative if negative is None else self.negative * negative,
-            triplets=None,
+        found = Relation(
+            self.positive if positive is None else self.positive * positive,
+            self.negative if negative is None else self.negative * negative,
+            self.grades,
+            paired=self.paired,
         )
+        return replace(found, triplets=self._left(found))
+
+    def _left(self, fewer: Relation) -> Tensor | None:
+        """The chosen triplets of which both pairs are left."""
+        if self.triplets is None:
+            return None
+        a, p, n = self.triplets.T
+        return self.triplets[fewer.is_positive[a, p] & fewer.is_negative[a, n]]
 
     def weigh(self, positive: Tensor | float = 1.0, negative: Tensor | float = 1.0) -> Relation:
         """Weights times those given (numbers, or ``[n, m]``, ``[n, 1]``, ``[1, m]``), at least 0."""
