@@ -61,7 +61,7 @@ def test_an_edge_is_what_the_writer_adds_by_the_definition():
     d = torch.cat([norm(stream[firing.destination]), torch.ones(1)])
     expected = (d @ svd.left[:, kept] * svd.sizes[kept]) @ (svd.right[:-1, kept].T @ through)
     found = next(edge for edge in trace.edges if edge.writer == (0, 2) and edge.side == "source")
-    assert found.weight == pytest.approx(float(expected), rel=1e-6)
+    assert found.weight == pytest.approx(expected.item(), rel=1e-6)
 
 
 def repeated():
