@@ -103,7 +103,8 @@ def run(scale: Scale, seed: int) -> Evidence:
         decides="fall beyond random heads",
         data=f"{choose} prompts to choose and {judge} to judge, of each of 3 concepts; {items} news items",
         model=model.name,
-        notes="One model of 270M parameters with 72 heads, so 4 heads are 6%, not 1%; prompts from templates.",
+        notes="One model of 270M parameters with 72 heads, so 4 heads are 6%, not 1%; prompts from templates. "
+        "The interval is over prompts and does not cover which random heads are drawn.",
         details={
             "heads": details,
             "heads flipped": list(sizes),

@@ -177,9 +177,10 @@ class HeadPursuit(Score):
         max_tokens, batch_size: of texts; longer ones are cut.
 
     Example:
-        >>> prompts = ["The colour of the sky is", "The grass in the garden is", "The snow on the roof was"]
-        >>> HeadPursuit("colours").score(polyhead.load("gemma-3-270m", lm_head=True), prompts).top(2)
-        [(15, 3), (12, 2)]
+        >>> prompts = ["Tokyo is a city in", "Rome lies in", "The embassy in Berlin belongs to"]
+        >>> prompts.append("He moved from Madrid, in")
+        >>> HeadPursuit("countries").score(polyhead.load("gemma-3-270m", lm_head=True), prompts).top(1)
+        [(12, 2)]
     """
 
     name: ClassVar[str] = "head-pursuit"
