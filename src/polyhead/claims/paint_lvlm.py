@@ -56,7 +56,8 @@ def run(scale: Scale, seed: int) -> Evidence:
         data=f"{len(rates['plain'])} pictures of coloured shapes; {text['questions']} made-up contexts about capitals; "
         f"strength {STRENGTH}",
         model=f"{len(found)} LLaVA-shaped toys trained here; gemma-3-270m for the text",
-        notes="The toy is no pretrained model, and nothing follows about CHAIR. All its heads put most of their "
+        notes="The interval is over pictures, not over toys, which differ by seed. "
+        "The toy is no pretrained model, and nothing follows about CHAIR. All its heads put most of their "
         "attention on the picture, so that they are less far apart than a large model's.",
         details={
             "less than plain, interval": [less.low, less.high],

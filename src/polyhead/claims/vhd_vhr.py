@@ -56,7 +56,8 @@ def run(scale: Scale, seed: int) -> Evidence:
         decides="less than random heads",
         data=f"{len(rates['plain'])} pictures of coloured shapes; {text['questions']} made-up contexts about capitals",
         model=f"{len(found)} LLaVA-shaped toys trained here; gemma-3-270m for the text",
-        notes="The toy is no pretrained model, and nothing follows about CHAIR on LLaVA. Few heads a layer (8 in the "
+        notes="The interval is over pictures, not over toys, which differ by seed. "
+        "The toy is no pretrained model, and nothing follows about CHAIR on LLaVA. Few heads a layer (8 in the "
         "toy, 4 in Gemma) make the median coarse.",
         details={
             "less than plain, interval": [less.low, less.high],

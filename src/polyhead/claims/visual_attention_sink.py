@@ -49,7 +49,8 @@ def run(scale: Scale, seed: int) -> Evidence:
         decides="less than random sinks",
         data=f"{len(rates['plain'])} pictures of coloured shapes; {text['questions']} made-up contexts about capitals",
         model=f"{len(found)} LLaVA-shaped toys trained here; gemma-3-270m for the text",
-        notes="The toy is no pretrained model, and nothing follows about visual benchmarks. Its image sinks need not "
+        notes="The interval is over pictures, not over toys, which differ by seed. "
+        "The toy is no pretrained model, and nothing follows about visual benchmarks. Its image sinks need not "
         "be irrelevant tokens, as the paper's are: see the share of them without an object, 0.81 were they chance. In "
         "Gemma's upper layers nearly every token passes for a sink, so that only lower ones are changed.",
         details={
