@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from polyhead.errors import InputError, MissingExtraError, UnreadableModelError
+from polyhead.gguf_tokenizer import gguf_tokenizer
 from polyhead.hub import ResolvedModel, resolve
 from polyhead.recording import Recording, attention_hooks, attention_taps, token_hooks
 from polyhead.structure import AttentionLayer, find_attention_layers
@@ -162,9 +163,9 @@ class HeadedModel:
                 "tokenizer beside the model, or tokenize with your own."
             )
         try:
-            return AutoTokenizer.from_pretrained(
-                folder, trust_remote_code=self._trust_remote_code, **({"gguf_file": gguf} if gguf else {})
-            )
+            if gguf is not None:
+                return gguf_tokenizer(folder, gguf)
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=self._trust_remote_code)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"'{self.name}' has no tokenizer that could be read from {folder}: {error}") from error
 

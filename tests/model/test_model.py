@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from tiny import inputs_for, tiny
 from torch import nn
 
 from polyhead.errors import InputError, ModelNotFoundError, UnreadableModelError
+from polyhead.gguf_tokenizer import gguf_tokenizer
 from polyhead.hub import packaged_models, resolve
 from polyhead.model import load
 
@@ -207,3 +209,18 @@ def test_gemma_gguf(gemma_gguf):
     with torch.no_grad(), model.record("heads") as recording:
         model(**model.tokenize(["The capital of France is"]))
     assert recording.heads.shape[:3] == (1, 18, 4)
+
+
+@pytest.mark.real_model
+@pytest.mark.slow
+def test_gemma_tokenizer_is_kept_as_it_was(gemma_gguf, monkeypatch, tmp_path):
+    monkeypatch.setenv("POLYHEAD_HOME", str(tmp_path))
+    path = Path(gemma_gguf)
+    read, kept = (gguf_tokenizer(path.parent, path.name) for _ in range(2))
+    (folder,) = (tmp_path / "cache" / "tokenizers").iterdir()
+    assert (folder / "tokenizer.json").is_file()
+    texts = ["Hello world", "  spaces\n\ttabs ", "日本語 ö 🎉", "<bos>x<eos> 12345", ""]
+    assert read(texts).input_ids == kept(texts).input_ids
+    assert [read.decode(ids) for ids in read(texts).input_ids] == [kept.decode(ids) for ids in kept(texts).input_ids]
+    for name in ("padding_side", "pad_token_id", "bos_token_id", "eos_token_id", "model_max_length", "chat_template"):
+        assert getattr(read, name) == getattr(kept, name)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from polyhead.embed.openvino_backend import OpenVINOBackend
     from polyhead.embed.torch_backend import TorchBackend
     from polyhead.model import HeadedModel
+from polyhead.paths import make_folder
 
 __all__ = ["CALIBRATE_FROM", "MIN_COSINE", "Backends"]
 
@@ -238,7 +239,7 @@ class Backends:
         if not folder.is_dir():
             log.info("exporting the model to OpenVINO, once")
             graph = self._graph(self._model)
-            self._cache.make_folder(folder, lambda draft: export_graph(graph, draft))
+            make_folder(folder, lambda draft: export_graph(graph, draft))
         return OpenVINOBackend(folder, precision)
 
 

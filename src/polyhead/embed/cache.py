@@ -6,9 +6,7 @@ import hashlib
 import json
 import os
 import platform
-import shutil
 import tempfile
-from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -49,23 +47,6 @@ class EncoderCache:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
-
-    def make_folder(self, folder: Path, fill: Callable[[Path], None]) -> None:
-        """Put a folder in place in one step: ``fill`` writes into another, which is then renamed.
-
-        Where two processes do it at once, one of the equal results stays.
-        """
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            fill(draft)
-            try:
-                draft.rename(folder)
-            except OSError:
-                if not folder.is_dir():
-                    raise
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
 
     def read_choices(self) -> dict[str, Any]:
         """What calibration found on this machine; empty where there was none or its file is damaged."""
