@@ -44,7 +44,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         decides="difference",
         data=found.data,
         model="convolutional network of 3 layers",
-        notes="Handwriting, not authors of forums; 24 classes a batch, not hundreds; tau 2 and ratio 0.2, its tau is 0.2.",
+        notes="Handwriting, not authors of forums; 24 classes a batch, not hundreds; tau 2 where the paper has 0.2.",
     )
 
 
