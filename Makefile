@@ -37,6 +37,9 @@ tests: $(READY) ## the tests alone; PYTEST_ARGS changes how
 bench: $(READY) ## speed and memory against peers, and search quality, written to benchmarks/results/
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/composition.py
+	$(BIN)/python benchmarks/objectives.py
 	@mkdir -p benchmarks/results
 	for data in mrag-wikipedia cranfield limit-small; do \
 		$(BIN)/python -m polyhead evaluate retrieval --data $$data --json > benchmarks/results/$$data.json || exit 1; done
