@@ -46,7 +46,7 @@ bench: $(READY) ## speed and memory against peers, and search quality, written t
 	$(BIN)/python benchmarks/figures.py
 
 claims: $(READY) ## run every claim at smoke scale, keep the evidence, write docs/claims.md
-	$(BIN)/python -m polyhead claims run --all --save --page docs/claims.md
+	$(BIN)/python -m polyhead claims run --all --jobs 2 --save --page docs/claims.md
 
 docs: $(READY) ## build the documentation site into site/
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[docs]"

@@ -70,3 +70,10 @@ def test_unknown_claims_and_scales_are_refused(toy):
         run_claim("nope")
     with pytest.raises(InputError, match="expected 'smoke' or 'full'"):
         run_claim("mqa", scale="huge")
+
+
+def test_claims_run_in_several_processes():
+    found, broken = run_all(["hrv", "nope"], jobs=2)
+    assert list(found) == ["hrv"]
+    assert found["hrv"]["measured"] == run_claim("hrv")["measured"]
+    assert "No claim 'nope'" in broken["nope"]

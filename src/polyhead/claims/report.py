@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,15 @@ def run_all(
     *,
     scale: Scale = "smoke",
     seed: int = 0,
+    jobs: int = 1,
     tell: Callable[[str, dict[str, Any] | str], None] = lambda id, result: None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Run claims one after the other; one that breaks does not stop the others.
+    """Run claims; one that breaks does not stop the others.
 
     Args:
         ids: which; all where None.
         scale, seed: see :func:`run_claim`.
+        jobs: how many at once; above 1, each in a process of one thread that keeps its loaded models.
         tell: called with each id and its evidence, or the traceback of what went wrong.
 
     Returns:
@@ -34,14 +38,38 @@ def run_all(
     """
     found: dict[str, dict[str, Any]] = {}
     broken: dict[str, str] = {}
-    for id in claim_ids() if ids is None else ids:
-        try:
-            found[id] = run_claim(id, scale=scale, seed=seed)
-            tell(id, found[id])
-        except Exception:
-            broken[id] = traceback.format_exc()
-            tell(id, broken[id])
+
+    def note(id: str, result: dict[str, Any] | str) -> None:
+        if isinstance(result, str):
+            broken[id] = result
+        else:
+            found[id] = result
+        tell(id, result)
+
+    chosen = claim_ids() if ids is None else ids
+    if jobs == 1:
+        for id in chosen:
+            note(id, _attempt(id, scale, seed))
+        return found, broken
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        waiting = {pool.submit(_attempt, id, scale, seed): id for id in chosen}
+        for done in as_completed(waiting):
+            note(waiting[done], done.result())
     return found, broken
+
+
+def _attempt(id: str, scale: Scale, seed: int) -> dict[str, Any] | str:
+    """A claim's evidence, or the traceback of what went wrong."""
+    try:
+        return run_claim(id, scale=scale, seed=seed)
+    except Exception:
+        return traceback.format_exc()
+
+
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def save_evidence(evidence: dict[str, Any], folder: Path = EVIDENCE) -> Path:

@@ -39,6 +39,7 @@ def run(
     every: bool = typer.Option(False, "--all", help="Run every claim there is."),
     scale: str = typer.Option("smoke", "--scale", help="smoke (seconds) or full (minutes)."),
     seed: int = typer.Option(0, "--seed", help="Of everything random."),
+    jobs: int = typer.Option(1, "--jobs", min=1, help="Claims at once, each in a process of one thread."),
     save: bool = typer.Option(False, "--save", help="Keep the evidence with the paper's card."),
     page: Path = typer.Option(None, "--page", help="Write the table of all kept evidence to this Markdown file."),
     json_output: bool = typer.Option(False, "--json", help="Print JSON on standard output and nothing else."),
@@ -66,7 +67,7 @@ def run(
         if not json_output:
             _show(id, result)
 
-    found, broken = run_all(None if every else ids, scale=scale, seed=seed, tell=tell)  # type: ignore[arg-type]
+    found, broken = run_all(None if every else ids, scale=scale, seed=seed, jobs=jobs, tell=tell)  # type: ignore[arg-type]
     if page is not None:
         page.write_text(page_of(), encoding="utf-8")
     if json_output:
