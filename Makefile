@@ -40,6 +40,7 @@ bench: $(READY) ## speed and memory against peers, and search quality, written t
 	$(BIN)/python benchmarks/heads.py
 	$(BIN)/python benchmarks/composition.py
 	$(BIN)/python benchmarks/objectives.py
+	$(BIN)/python benchmarks/cache.py
 	@mkdir -p benchmarks/results
 	for data in mrag-wikipedia cranfield limit-small; do \
 		$(BIN)/python -m polyhead evaluate retrieval --data $$data --json > benchmarks/results/$$data.json || exit 1; done

@@ -70,6 +70,45 @@ def search(found: dict[str, Any]) -> str:
     return f"{about(found)}\n\n{table(['figure', 'value'], leaves(figures))}"
 
 
+def cache(found: dict[str, Any]) -> str:
+    """Time a token and bytes of ``cache.json``."""
+    rows = [
+        [
+            row["dtype"],
+            f"{row['tokens']:,}",
+            row["policy"],
+            f"{row['ms_a_token']:.1f}",
+            f"{row['ratio']:.2f}",
+            f"{row['bytes'] / 2**20:.1f}",
+            f"{row['bytes_ratio']:.3f}",
+        ]
+        for row in found["rows"]
+    ]
+    return table(["dtype", "tokens", "cache", "ms a token", "x own cache", "MiB held", "x own cache"], rows)
+
+
+def heads(found: dict[str, Any]) -> str:
+    """What measuring heads costs, by subject, of ``heads.json``."""
+    wanted = {
+        "recording, in plain forward passes": ("recording", "ratio"),
+        "gradient importance, in forward passes": ("gradient", "forwards"),
+        "exact ablation of all heads, in plain loops": ("ablation", "ratio"),
+        "the same with padding left in": ("ablation", "ratio_without_trimming"),
+        "largest difference of a loss to the plain loop": ("ablation", "ratio_largest_difference_of_a_loss"),
+        "attribution patching, in two forwards and a backward": ("patching", "ratio"),
+        "Spearman of gradient importance with exact ablation": ("agreement", "absolute"),
+        "the same with the sign kept": ("agreement", "signed"),
+    }
+    subjects = found["subjects"]
+
+    def cell(values: dict[str, Any], measurement: str, figure: str) -> str:
+        value = values.get(measurement, {}).get(figure)
+        return "" if value is None else f"{value:.2g}" if 0 < value < 0.01 else f"{value:.2f}"
+
+    rows = [[words, *(cell(values, *where) for values in subjects.values())] for words, where in wanted.items()]
+    return table(["CPU time on one thread", *subjects], rows)
+
+
 def quality(reports: dict[str, dict[str, Any]]) -> str:
     """Chosen metrics of the evaluation reports, a table for each data set."""
     parts = []
@@ -103,7 +142,9 @@ def figures() -> dict[str, str]:
         return make(found) if found else f"No results yet: `benchmarks/results/{name}.json` does not exist."
 
     reports = {name: found for name in QUALITY if (found := read(name))}
-    return {"encode": block("encode", encode), "search": block("search", search), "quality": quality(reports)}
+    blocks = {name: block(name, make) for name, make in (("encode", encode), ("search", search))}
+    blocks |= {name: block(name, make) for name, make in (("heads", heads), ("cache", cache))}
+    return {**blocks, "quality": quality(reports)}
 
 
 def filled(page: str) -> str:
