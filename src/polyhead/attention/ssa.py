@@ -43,7 +43,7 @@ class TokenTemperature(nn.Module):
 
 @paper("selective-self-attention")
 class SelectiveSelfAttention(Attention):
-    """Logits of query ``i`` times ``tau_i = 1 + sigmoid(a) log(n_i) + tanh(f(x_i))``, values times ``1 + tanh(g(x_j))``.
+    """Query ``i``'s logits times ``tau_i = 1 + sigmoid(a) log(n_i) + tanh(f(x_i))``, values times ``1 + tanh(g(x_j))``.
 
     ``n_i`` is how many tokens query ``i`` sees. With ``position=False`` it starts as plain attention; otherwise
     ``sigmoid(a)`` starts at 0.02.
