@@ -1,0 +1,132 @@
+"""Tiny Transformers over attention layers, and tasks that they learn in seconds: recall, rows of digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import nn
+from torch.nn import functional as F
+
+from polyhead.attention import Attention
+from polyhead.evaluate.statistics import Interval
+
+__all__ = [
+    "Batch",
+    "TinyTransformer",
+    "digits_rows",
+    "recall_accuracies",
+    "recall_batch",
+    "seed_interval",
+    "trained_accuracy",
+]
+
+
+@dataclass
+class Batch:
+    """Inputs ``[batch, tokens, features]`` and labels ``[batch, tokens]``, -1 where nothing is asked."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+
+class TinyTransformer(nn.Module):
+    """Pre-norm blocks around attention layers: ``[batch, tokens, features]`` -> ``[batch, tokens, classes]``."""
+
+    def __init__(self, layers: Sequence[Attention], features: int, classes: int) -> None:
+        super().__init__()
+        dim = layers[0].dim
+        self.enter = nn.Linear(features, dim)
+        self.layers = nn.ModuleList(layers)
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2 * len(layers)))
+        self.mixers = nn.ModuleList(
+            nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim)) for _ in layers
+        )
+        self.leave = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, classes))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Logits of each token."""
+        states = self.enter(inputs)
+        for at, (layer, mixer) in enumerate(zip(self.layers, self.mixers, strict=True)):
+            states = states + layer(self.norms[2 * at](states))
+            states = states + mixer(self.norms[2 * at + 1](states))
+        logits: torch.Tensor = self.leave(states)
+        return logits
+
+
+def trained_accuracy(
+    model: nn.Module, batch: Callable[[torch.Generator], Batch], test: Batch, steps: int, seed: int, rate: float = 3e-3
+) -> float:
+    """Share of right labels of ``test`` after ``steps`` steps of AdamW with a rate that falls to 0."""
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
+    for _ in range(steps):
+        drawn = batch(generator)
+        loss = F.cross_entropy(model(drawn.inputs).flatten(0, 1), drawn.labels.flatten(), ignore_index=-1)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        right = model(test.inputs).argmax(-1) == test.labels
+    return right[test.labels >= 0].float().mean().item()
+
+
+def recall_batch(generator: torch.Generator, count: int, pairs: int, names: int = 64, values: int = 16) -> Batch:
+    """Associative recall: ``pairs`` tokens of a name and a value each, then the names again; which value was it?
+
+    Features are one-hot: ``names + values``. Names of a text differ.
+    """
+    keys = torch.rand(count, names, generator=generator).argsort(1)[:, :pairs]
+    held = torch.randint(values, (count, pairs), generator=generator)
+    order = torch.rand(count, pairs, generator=generator).argsort(1)
+    said = F.one_hot(keys, names), F.one_hot(held, values)
+    asked = F.one_hot(keys.gather(1, order), names), torch.zeros_like(said[1])
+    inputs = torch.cat([torch.cat(said, 2), torch.cat(asked, 2)], 1).float()
+    return Batch(inputs, torch.cat([torch.full_like(held, -1), held.gather(1, order)], 1))
+
+
+def recall_accuracies(
+    makers: dict[str, Callable[[], Sequence[Attention]]], seeds: Sequence[int], pairs: int, steps: int
+) -> dict[str, list[float]]:
+    """Accuracy of associative recall by kind of layers, one a seed; a seed has the same texts for all kinds."""
+    found: dict[str, list[float]] = {name: [] for name in makers}
+    for seed in seeds:
+        test = recall_batch(torch.Generator().manual_seed(10_000 + seed), 256, pairs)
+        for name, make in makers.items():
+            torch.manual_seed(seed)
+            model = TinyTransformer(make(), 80, 16)
+            found[name].append(
+                trained_accuracy(model, lambda generator: recall_batch(generator, 32, pairs), test, steps, seed, 5e-3)
+            )
+    return found
+
+
+def digits_rows(seed: int) -> tuple[Callable[[torch.Generator], Batch], Batch]:
+    """The 1,797 digits of scikit-learn read row by row, labelled at the last row: batches of 64 to train on, a test."""
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    digits = load_digits()
+    inputs = torch.from_numpy(digits.images).float() / 16
+    labels = torch.full((len(inputs), 8), -1)
+    labels[:, -1] = torch.from_numpy(digits.target)
+    order = torch.from_numpy(np.random.default_rng(seed).permutation(len(inputs)))
+    held, rest = order[:500], order[500:]
+
+    def batch(generator: torch.Generator) -> Batch:
+        rows = rest[torch.randint(len(rest), (64,), generator=generator)]
+        return Batch(inputs[rows], labels[rows])
+
+    return batch, Batch(inputs[held], labels[held])
+
+
+def seed_interval(values: Sequence[float]) -> Interval:
+    """Mean over seeds with its 95% interval of Student's t."""
+    wide = stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5
+    mean = float(np.mean(values))
+    return Interval(mean, mean - float(wide), mean + float(wide), len(values))
