@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,7 +92,11 @@ def recall_batch(generator: torch.Generator, count: int, pairs: int, names: int 
 
 
 def recall_accuracies(
-    makers: dict[str, Callable[[], Sequence[Attention]]], seeds: Sequence[int], pairs: int, steps: int
+    makers: Mapping[str, Callable[[], Sequence[Attention]]],
+    seeds: Sequence[int],
+    pairs: int,
+    steps: int,
+    rate: float = 5e-3,
 ) -> dict[str, list[float]]:
     """Accuracy of associative recall by kind of layers, one a seed; a seed has the same texts for all kinds."""
     found: dict[str, list[float]] = {name: [] for name in makers}
@@ -102,7 +106,7 @@ def recall_accuracies(
             torch.manual_seed(seed)
             model = TinyTransformer(make(), 80, 16)
             found[name].append(
-                trained_accuracy(model, lambda generator: recall_batch(generator, 32, pairs), test, steps, seed, 5e-3)
+                trained_accuracy(model, lambda generator: recall_batch(generator, 32, pairs), test, steps, seed, rate)
             )
     return found
 

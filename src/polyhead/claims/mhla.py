@@ -27,7 +27,8 @@ def run(scale: Scale, seed: int) -> Evidence:
         },
         range(seed, seed + (3 if smoke else 6)),
         pairs,
-        steps=120 if smoke else 400,
+        steps=250 if smoke else 600,
+        rate=1e-3,
     )
     gain = seed_interval([a - b for a, b in zip(found["16 blocks"], found["1 block"], strict=True)])
     means = {name: sum(values) / len(values) for name, values in found.items()}
@@ -40,6 +41,6 @@ def run(scale: Scale, seed: int) -> Evidence:
         decides="difference",
         data="associative recall of names and values, new texts in every step",
         model="one layer of 32 features and 2 heads",
-        notes="Every block has a state of its own: 16 hold 16 times as much. One learning rate for all weights, blend included.",
+        notes="16 blocks hold 16 states. The rate is 1e-3: at 5e-3 blends fell below zero, and 16 blocks failed (0.12).",
         details={"accuracies": found},
     )
