@@ -30,12 +30,12 @@ def entmax15(logits: torch.Tensor) -> torch.Tensor:
         The shape and dtype of ``logits``, rows of sum 1.
 
     Source:
-        adaptive-entmax (Correia et al. 2019, equation 4 at alpha 1.5).
+        adaptive-entmax (Correia et al. 2019), at alpha 1.5.
 
     Example:
         >>> import torch
         >>> [round(each, 3) for each in entmax15(torch.tensor([1.0, 0.8, -3.0])).tolist()]
-        [0.57, 0.43, 0.0]
+        [0.571, 0.429, 0.0]
     """
     found: torch.Tensor = _Entmax15.apply(logits)
     return found
@@ -56,7 +56,7 @@ def entmax(logits: torch.Tensor, alpha: torch.Tensor | float) -> torch.Tensor:
         InputError: a number outside of [1, 2], or a tensor whose last axis is not 1.
 
     Source:
-        adaptive-entmax (Correia et al. 2019, equation 4; gradient of alpha: proposition 1).
+        adaptive-entmax (Correia et al. 2019), with the gradient of alpha derived there.
     """
     if not isinstance(alpha, torch.Tensor):
         if not 1 <= alpha <= 2:
@@ -160,7 +160,7 @@ class EntmaxAttention(Attention):
         InputError: another alpha, or a learned one without a shape.
 
     Source:
-        adaptive-entmax (Correia et al. 2019, sections 3 and 4).
+        adaptive-entmax (Correia et al. 2019).
 
     Example:
         >>> import torch

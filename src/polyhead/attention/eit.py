@@ -35,7 +35,7 @@ class EnhancedInteractiveAttention(Attention):
         InputError: counts that do not divide.
 
     Source:
-        eit (Zheng et al. 2023, section 3).
+        eit (Zheng et al. 2023).
 
     Example:
         >>> import torch

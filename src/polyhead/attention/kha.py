@@ -33,7 +33,7 @@ class KnockingHeadsAttention(Attention):
         InputError: another variant, other letters, or "mlp" of anything but "v".
 
     Source:
-        kha (2025, section 3).
+        kha (arXiv 2510.23052).
 
     Example:
         >>> import torch

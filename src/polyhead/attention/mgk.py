@@ -36,7 +36,7 @@ class GaussianKeysAttention(Attention):
         InputError: other options, or no component.
 
     Source:
-        transformer-mgk (Nguyen et al. 2022, equations 7 to 13).
+        transformer-mgk (Nguyen et al. 2022); its E-step that sets ``pi`` from mean responsibilities is not here.
 
     Example:
         >>> import torch
@@ -124,7 +124,7 @@ class GaussianKeysLinearAttention(LinearAttention):
         InputError: no component.
 
     Source:
-        transformer-mgk (equation 15).
+        transformer-mgk, the linear form.
 
     Example:
         >>> import torch

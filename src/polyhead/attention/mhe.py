@@ -32,7 +32,7 @@ class HeadEmbeddingAttention(Attention):
         InputError: another mode.
 
     Source:
-        mhe-head-embeddings (Xue and Aletras 2023, section 3).
+        mhe-head-embeddings (Xue and Aletras 2023).
 
     Example:
         >>> layer = HeadEmbeddingAttention(AttentionShape(64, 8))

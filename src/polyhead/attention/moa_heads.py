@@ -35,7 +35,7 @@ class MixtureOfAttentionHeads(Attention):
         InputError: fewer experts than heads.
 
     Source:
-        moa-heads (Zhang et al. 2022, equations 5 to 11).
+        moa-heads (Zhang et al. 2022).
 
     Example:
         >>> import torch

@@ -37,7 +37,7 @@ class MixtureOfHeads(Attention):
         InputError: counts that do not fit the heads, another router.
 
     Source:
-        moh (Jin et al. 2024, equations 4 to 8; section 4.4 for trained models).
+        moh (Jin et al. 2024).
 
     Example:
         >>> import torch

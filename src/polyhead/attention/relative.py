@@ -36,7 +36,7 @@ class RelativeLogitsAttention(Attention):
         InputError: another method, or a distance below 1.
 
     Source:
-        better-relative-position (Huang et al. 2020, equations 8 to 14).
+        better-relative-position (Huang et al. 2020), methods 1 to 4.
 
     Example:
         >>> import torch

@@ -57,7 +57,7 @@ class SelectiveSelfAttention(Attention):
         value: whether values are scaled; or the shared :class:`TokenTemperature`.
 
     Source:
-        selective-self-attention (Zhang et al. 2024, section 4). The paper writes the value scale as a temperature like
+        selective-self-attention (Zhang et al. 2024). The paper writes the value scale as a temperature like
         the query's; here it has the token term alone.
 
     Example:

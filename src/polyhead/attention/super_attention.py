@@ -30,7 +30,7 @@ class OptimisedAttention(Attention):
         InputError: other widths.
 
     Source:
-        super-attention (Hosseini and Hosseini 2024, section 3.1).
+        super-attention (Hosseini and Hosseini 2024), "optimised".
 
     Example:
         >>> layer = OptimisedAttention(AttentionShape(32, 4))
@@ -75,7 +75,7 @@ class EfficientAttention(OptimisedAttention):
     """Neither value nor key matrix: both are the raw slice. Half of the weights of plain attention.
 
     Source:
-        super-attention (section 3.2).
+        super-attention, "efficient".
 
     Example:
         >>> layer = EfficientAttention(AttentionShape(32, 4))
@@ -112,7 +112,7 @@ class SuperAttention(EfficientAttention):
         InputError: a longer text.
 
     Source:
-        super-attention (section 3.3).
+        super-attention, "super".
 
     Example:
         >>> import torch
