@@ -77,10 +77,7 @@ def _layer(name: str) -> Attention:
 def _entering(model: TinyTransformer, inputs: torch.Tensor) -> list[tuple[Attention, torch.Tensor]]:
     """Every attention layer with the states that enter it."""
     seen: list[tuple[Attention, torch.Tensor]] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda own, given: seen.append((own, given[0])))  # type: ignore[arg-type]
-        for layer in model.layers
-    ]
+    hooks = [layer.register_forward_pre_hook(lambda own, given: seen.append((own, given[0]))) for layer in model.layers]
     model(inputs)
     for hook in hooks:
         hook.remove()
