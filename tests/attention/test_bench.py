@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from polyhead.attention import Attention, AttentionShape, LinearAttention
 from polyhead.attention.bench import BenchRow, _peak_mib, bench, crossover, growth
+from polyhead.attention.super_attention import SuperAttention
 from polyhead.cli.app import app
 from polyhead.errors import InputError
 
@@ -27,6 +28,11 @@ def test_every_layer_at_every_length() -> None:
     assert [(each.name, each.tokens) for each in rows] == [("mha", 16), ("linear", 16), ("mha", 64), ("linear", 64)]
     assert rows[0].cache_bytes == 2 * 32 * 16 * 2
     assert rows[1].cache_bytes == rows[3].cache_bytes == 4 * 8 * 9 * 2
+
+
+def test_a_layer_of_fixed_length_has_no_row_beyond_it() -> None:
+    rows = bench({"super": SuperAttention(SHAPE, causal=True, max_len=16)}, [8, 32], rounds=1)
+    assert [each.tokens for each in rows] == [8]
 
 
 def test_growth_and_crossover() -> None:

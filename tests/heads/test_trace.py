@@ -31,7 +31,8 @@ def positive(model, inputs, layer):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_edges_and_the_rest_make_up_the_kept_terms_on_each_side(family, share=0.8):
+def test_edges_and_the_rest_make_up_the_kept_terms_on_each_side(family):
+    share = 0.8
     model, inputs = restless(family), one_row(family)
     trace = upstream(model, inputs, positive(model, inputs, 1), share)
     kept = trace.terms[list(trace.kept)].sum()

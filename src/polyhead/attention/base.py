@@ -187,14 +187,7 @@ class Attention(nn.Module):
         Raises:
             InputError: a layer that is not causal.
         """
-        if not self.causal:
-            raise InputError("A step was asked of a layer with causal=False; make it with causal=True to decode.")
-        check_input(hidden, None, self.dim)
-        state = state or State()
-        here = torch.arange(state.seen, state.seen + hidden.shape[1], device=hidden.device)[None]
-        q, k, v = self.project(hidden)
-        call = Call(hidden, here, here, causal=True)
-        q, k = self.position(q, k, call)
+        q, k, v, call, state = self._begin_step(hidden, state)
         kept = State(state.seen + hidden.shape[1], {"keys": k, "values": v})
         for name, old in state.tensors.items():
             kept.tensors[name] = torch.cat([old, kept.tensors[name]], 2)
@@ -244,6 +237,18 @@ class Attention(nn.Module):
         q, k, v = self.project(hidden)
         q, k = self.position(q, k, call)
         return q, k, v, call
+
+    def _begin_step(self, hidden: torch.Tensor, state: State | None) -> tuple[Any, Any, Any, Call, State]:
+        """Queries, keys and values of new tokens at their places, and the state so far."""
+        if not self.causal:
+            raise InputError("A step was asked of a layer with causal=False; make it with causal=True to decode.")
+        check_input(hidden, None, self.dim)
+        state = state or State()
+        here = torch.arange(state.seen, state.seen + hidden.shape[1], device=hidden.device)[None]
+        call = Call(hidden, here, here, causal=True)
+        q, k, v = self.project(hidden)
+        q, k = self.position(q, k, call)
+        return q, k, v, call, state
 
     def _is_stock(self, *steps: str) -> bool:
         return all(getattr(type(self), step) is getattr(Attention, step) for step in steps)

@@ -62,7 +62,8 @@ def bench(
         layers: by name, all of one width.
         lengths: tokens.
         rounds: timed passes each; the median counts.
-        seconds: a layer that is expected to take longer than this in all at a length is left out there: it has no row.
+        seconds: a layer that is expected to take longer than this in all at a length is left out there: it has no row;
+            the same where it refuses the length.
         progress: called with steps done and steps in all.
 
     Raises:
@@ -85,7 +86,10 @@ def bench(
         before = last.get(name)
         if before is not None and before[1] * (tokens / before[0]) ** 2 * (rounds + 2) > seconds:
             continue
-        row = _row(name, layer, plain, tokens, rounds)
+        try:
+            row = _row(name, layer, plain, tokens, rounds)
+        except InputError:  # a layer of fixed length, which takes no longer text
+            continue
         last[name] = (tokens, row.milliseconds / 1000)
         rows.append(row)
     if progress is not None:

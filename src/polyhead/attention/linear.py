@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from polyhead.attention.base import Attention, repeat_groups
-from polyhead.attention.call import Call, State, check_input
+from polyhead.attention.call import Call, State
 from polyhead.errors import InputError
 
 __all__ = ["LinearAttention", "causal_linear"]
@@ -117,14 +117,7 @@ class LinearAttention(Attention):
 
     def step(self, hidden: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
         """The next tokens; the state has one size for any number of tokens seen. See :meth:`Attention.step`."""
-        if not self.causal:
-            raise InputError("A step was asked of a layer with causal=False; make it with causal=True to decode.")
-        check_input(hidden, None, self.dim)
-        state = state or State()
-        here = torch.arange(state.seen, state.seen + hidden.shape[1], device=hidden.device)[None]
-        call = Call(hidden, here, here, causal=True)
-        q, k, v = self.project(hidden)
-        q, k = self.position(q, k, call)
+        q, k, v, call, state = self._begin_step(hidden, state)
         q, k, v = self._ready(q, k, v, call)
         mixed, last = causal_linear(q, k, v, self.decay(), self.block)
         if "sums" in state.tensors:

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from polyhead.attention.base import Positions
-from polyhead.attention.call import AttentionShape, Call, State, check_input
+from polyhead.attention.call import AttentionShape, Call, State
 from polyhead.attention.linear import LinearAttention
 from polyhead.errors import InputError
 from polyhead.papers import paper
@@ -137,14 +137,7 @@ class TokenLevelMultiHeadLinearAttention(LinearAttention):
 
     def step(self, hidden: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
         """The next tokens; the state is one summary a block. See :meth:`Attention.step`."""
-        if not self.causal:
-            raise InputError("A step was asked of a layer with causal=False; make it with causal=True to decode.")
-        check_input(hidden, None, self.dim)
-        state = state or State()
-        here = torch.arange(state.seen, state.seen + hidden.shape[1], device=hidden.device)[None]
-        call = Call(hidden, here, here, causal=True)
-        q, k, v = self.project(hidden)
-        q, k = self.position(q, k, call)
+        q, k, v, call, state = self._begin_step(hidden, state)
         q, k, v = self._ready(q, k, v, call)
         size = self.block_size or 1
         first, before = divmod(state.seen, size)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from polyhead.attention.base import Attention, Positions, repeat_groups
-from polyhead.attention.call import AttentionShape, Call, State, check_input
+from polyhead.attention.call import AttentionShape, Call, State
 from polyhead.attention.linear import LinearAttention
 from polyhead.errors import InputError
 from polyhead.papers import paper
@@ -139,14 +139,7 @@ class BlockDiagonalAttention(Attention):
 
     def step(self, hidden: torch.Tensor, state: State | None = None) -> tuple[torch.Tensor, State]:
         """The next tokens; keys and values that nobody can reach any more are let go. See :meth:`Attention.step`."""
-        if not self.causal:
-            raise InputError("A step was asked of a layer with causal=False; make it with causal=True to decode.")
-        check_input(hidden, None, self.dim)
-        state = state or State()
-        here = torch.arange(state.seen, state.seen + hidden.shape[1], device=hidden.device)[None]
-        call = Call(hidden, here, here, causal=True)
-        q, k, v = self.project(hidden)
-        q, k = self.position(q, k, call)
+        q, k, v, call, state = self._begin_step(hidden, state)
         tensors = {"keys": k, "values": v}
         for name, old in state.tensors.items():
             tensors[name] = torch.cat([old, tensors[name]], 2)

@@ -125,5 +125,5 @@ def _show(found: dict[str, Any], lengths: list[int]) -> None:
         )
         grows = "" if power is None else f"time grows as tokens^{power:.2f}; "
         left = len(lengths) - sum(row["name"] == name for row in found["rows"])
-        out = f"; left out at the longest {left}, which would take over a minute" if left else ""
+        out = f"; left out at the longest {left}, which would take over a minute or are refused" if left else ""
         console.print(f"{name}: {grows}{where}{out}")
