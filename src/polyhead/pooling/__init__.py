@@ -1,13 +1,20 @@
-"""Token states to one vector per text: one pooling a file, found by name with :func:`pooler_for`."""
+"""States to one vector (or a few) per text: one pooling a file.
+
+Those without weights are found by name with :func:`pooler_for`; the others are made by their classes, trained like any
+``nn.Module``, saved with :meth:`Pooler.save` and used in :class:`polyhead.embed.Encoder` or, through
+:class:`polyhead.pooling.sentence.PoolerModule`, in sentence-transformers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from polyhead.errors import InputError
-from polyhead.pooling.base import ConcatenatedPooler, Pooler
+from polyhead.pooling.attention import AttentionPooler
+from polyhead.pooling.base import ConcatenatedPooler, Pooler, Reads, load_pooler, pooler_from
 from polyhead.pooling.cls import ClsPooler
 from polyhead.pooling.last import LastPooler
+from polyhead.pooling.layers import WeightedLayersPooler
 from polyhead.pooling.max import MaxPooler
 from polyhead.pooling.mean import MeanPooler
 from polyhead.pooling.mean_sqrt_len import MeanSqrtLenPooler
@@ -15,6 +22,7 @@ from polyhead.pooling.weighted_mean import WeightedMeanPooler
 
 __all__ = [
     "POOLERS",
+    "AttentionPooler",
     "ClsPooler",
     "ConcatenatedPooler",
     "LastPooler",
@@ -22,8 +30,12 @@ __all__ = [
     "MeanPooler",
     "MeanSqrtLenPooler",
     "Pooler",
+    "Reads",
+    "WeightedLayersPooler",
     "WeightedMeanPooler",
+    "load_pooler",
     "pooler_for",
+    "pooler_from",
 ]
 
 POOLERS: dict[str, type[Pooler]] = {

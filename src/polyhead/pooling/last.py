@@ -13,6 +13,8 @@ __all__ = ["LastPooler"]
 class LastPooler(Pooler):
     """State of a text's last token, the only one that has seen the whole text in a causal model."""
 
+    stock = "lasttoken"
+
     def pool(self, states: Tensor, counted: Tensor, positions: Tensor) -> Tensor:
         """See :class:`Pooler`."""
         # The position times "counts" is largest at the last token that counts, whatever side the padding is on.

@@ -13,6 +13,8 @@ __all__ = ["MaxPooler"]
 class MaxPooler(Pooler):
     """Maximum over a text's tokens, dimension by dimension."""
 
+    stock = "max"
+
     def pool(self, states: Tensor, counted: Tensor, positions: Tensor) -> Tensor:
         """See :class:`Pooler`."""
         lowest = torch.finfo(states.dtype).min

@@ -12,6 +12,8 @@ __all__ = ["MeanPooler"]
 class MeanPooler(Pooler):
     """Mean over a text's tokens: ``sum_t m_t x_t / sum_t m_t``."""
 
+    stock = "mean"
+
     def pool(self, states: Tensor, counted: Tensor, positions: Tensor) -> Tensor:
         """See :class:`Pooler`."""
         weights = counted.to(states.dtype)

@@ -12,6 +12,8 @@ __all__ = ["MeanSqrtLenPooler"]
 class MeanSqrtLenPooler(Pooler):
     """``sum_t m_t x_t / sqrt(sum_t m_t)``: longer texts keep a longer vector than under the mean."""
 
+    stock = "mean_sqrt_len_tokens"
+
     def pool(self, states: Tensor, counted: Tensor, positions: Tensor) -> Tensor:
         """See :class:`Pooler`."""
         weights = counted.to(states.dtype)

@@ -16,6 +16,8 @@ class WeightedMeanPooler(Pooler):
     (SGPT, arXiv 2202.08904, equation 2).
     """
 
+    stock = "weightedmean"
+
     def pool(self, states: Tensor, counted: Tensor, positions: Tensor) -> Tensor:
         """See :class:`Pooler`."""
         weights = counted.to(states.dtype) * positions.to(states.dtype)
