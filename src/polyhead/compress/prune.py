@@ -12,19 +12,24 @@ import torch
 
 from polyhead.act.gate import Gate
 from polyhead.act.vectors import Heads, head_mask
+from polyhead.compress._compare import (
+    change_of,
+    difference_of,
+    output_of,
+    quality_of,
+    random_inputs,
+    tolerance_of,
+)
 from polyhead.compress.report import Report, cost_of
 from polyhead.errors import InputError, UnreadableModelError
-from polyhead.heads.tasks import Task, run_task
+from polyhead.heads.tasks import Task
 from polyhead.papers import paper
-from polyhead.structure import probe_inputs
 from polyhead.surgery import FORMAT_VERSION, PRUNED_FILE, removal_of, remove_heads, stock_state
 
 if TYPE_CHECKING:
     from polyhead.model import HeadedModel
 
 __all__ = ["prune", "save_pruned"]
-
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
 @paper("sixteen-heads")
@@ -62,71 +67,40 @@ def prune(model: HeadedModel, heads: Heads, *, task: Task | None = None) -> tupl
     module = copy.deepcopy(model.module)
     copied = HeadedModel(module, name=model.name, files=model.files)
     removal = remove_heads(module, copied.attention_layers, chosen)
-    parity = _parity(model, copied, chosen)
+    parity, change = _parity(model, copied, chosen)
     pruned = HeadedModel(module, name=model.name, files=model.files)
     if [layer.heads for layer in pruned.attention_layers] != [len(slots) for slots in removal.slots]:
         raise UnreadableModelError(
             f"Heads cannot be cut out of '{model.name}': what is left of {type(module).__name__} is no longer read "
             "head by head. Gate the heads instead (polyhead.act.Gate)."
         )
-    quality = None
-    if task is not None:
-        found = [run_task(task, each) for each in (model, pruned)]
-        before, after = (task.quality(each, torch.arange(len(each)).numpy()) for each in found)
-        quality = (before, after)
+    before_after, metric = quality_of(task, model, pruned)
     report = Report(
-        cost_of(model), cost_of(pruned), removal.heads, removal.padded, parity, quality, task.metric if task else ""
+        cost_of(model), cost_of(pruned), removal.heads, removal.padded, parity, before_after, metric, change=change
     )
     return pruned, report
 
 
-def _parity(model: HeadedModel, pruned: HeadedModel, heads: list[tuple[int, int]]) -> float:
-    """Largest difference between the pruned model and the gated one on random inputs, over the largest output."""
-    inputs = _random_inputs(model)
-    training = model.module.training
-    model.module.eval()
-    pruned.module.eval()
+def _parity(model: HeadedModel, pruned: HeadedModel, heads: list[tuple[int, int]]) -> tuple[float, float]:
+    """Difference to the gated model and change from the original on random inputs."""
+    inputs = random_inputs(model)
     try:
-        with torch.no_grad():
-            with Gate.off(heads, model).on(model):
-                expected = _first_output(model(**inputs)).double()
-            given = _first_output(pruned(**inputs)).double()
+        with Gate.off(heads, model).on(model):
+            expected = output_of(model, inputs)
+        given = output_of(pruned, inputs)
     except RuntimeError as error:
         raise UnreadableModelError(
             f"Heads cannot be cut out of '{model.name}': {type(model.module).__name__} does not run without them "
             f"({error}). Gate them instead (polyhead.act.Gate)."
         ) from error
-    finally:
-        model.module.train(training)
-        pruned.module.train(training)
-    difference = float((given - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
-    limit = _TOLERANCE.get(model.dtype, 1e-5)
-    if not difference <= limit:
+    difference = difference_of(given, expected)
+    if not difference <= tolerance_of(model):
         raise UnreadableModelError(
             f"Heads cannot be cut out of '{model.name}': the result differs by {difference:.2g} from the model with "
-            f"these heads gated to zero, more than {limit:g}; its projections are not laid out head by head. Gate the "
-            "heads instead (polyhead.act.Gate)."
+            f"these heads gated to zero, more than {tolerance_of(model):g}; its projections are not laid out head by "
+            "head. Gate the heads instead (polyhead.act.Gate)."
         )
-    return difference
-
-
-def _random_inputs(model: HeadedModel) -> dict[str, torch.Tensor]:
-    """Two inputs of the kind the model takes, the same every time."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = probe_inputs(model.module)
-    key, value = next(iter(inputs.items()))
-    if value.is_floating_point():
-        made = torch.randn(2, *value.shape[1:], generator=generator).to(value.device, value.dtype)
-        return {key: made}
-    vocabulary = int(getattr(model.config, "vocab_size", None) or 8)
-    ids = torch.randint(vocabulary, (2, 12), generator=generator).to(value.device)
-    ids[:, -1] = value[0, -1]
-    return {key: ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _first_output(outputs: Any) -> torch.Tensor:
-    found: torch.Tensor = outputs[0]
-    return found
+    return difference, change_of(given, output_of(model, inputs))
 
 
 def save_pruned(model: HeadedModel, folder: str | Path) -> Path:
