@@ -15,7 +15,7 @@ from polyhead.act.reinforce import Reinforce
 from polyhead.act.replace import MeanAblate, Replace, ReplaceRecorded
 from polyhead.act.soft_injection import SoftInjection, shot_prompts, task_embedding
 from polyhead.act.steer import Steer
-from polyhead.act.temperature import Temperature, length_collapse
+from polyhead.act.temperature import LengthRow, Temperature, length_collapse, length_report
 from polyhead.act.vectors import VectorAction, head_mask, mean_heads
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "HeadAction",
     "HeadMask",
     "LearnedGates",
+    "LengthRow",
     "LoFiT",
     "MeanAblate",
     "ProjectOut",
@@ -44,6 +45,7 @@ __all__ = [
     "gini",
     "head_mask",
     "length_collapse",
+    "length_report",
     "mean_heads",
     "select_tokens",
     "shot_prompts",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 
 from polyhead.act.base import Action, head_values
+from polyhead.attention.tempscale import high_frequency_gain
 from polyhead.errors import InputError
 from polyhead.headmap import HeadMap
 from polyhead.papers import paper
@@ -19,7 +20,7 @@ from polyhead.tap import AttentionCall
 if TYPE_CHECKING:
     from polyhead.model import HeadedModel
 
-__all__ = ["Temperature", "length_collapse"]
+__all__ = ["LengthRow", "Temperature", "length_collapse", "length_report"]
 
 
 @paper("tempscale-length-collapse")
@@ -69,6 +70,23 @@ class Temperature(Action):
             yield
 
 
+@dataclass(frozen=True)
+class LengthRow:
+    """What a length does to embeddings.
+
+    Attributes:
+        tokens: that all texts were cut to.
+        cosine: mean over pairs of texts; 1 where all embeddings are one.
+        distance: mean distance of unit embeddings to their centroid.
+        gain: of each head, the mean :func:`polyhead.attention.tempscale.high_frequency_gain` over texts.
+    """
+
+    tokens: int
+    cosine: float
+    distance: float
+    gain: HeadMap
+
+
 @paper("tempscale-length-collapse")
 def length_collapse(
     model: HeadedModel, texts: Sequence[str], lengths: Sequence[int] = (64, 128, 256, 512), *, batch_size: int = 8
@@ -81,24 +99,78 @@ def length_collapse(
     Raises:
         InputError: fewer than two texts are long enough.
     """
-    longest = max(lengths)
+    enough = _long_enough(model, texts, max(lengths))
+    return {length: _spread(_embedded(model, enough, length, batch_size))[0] for length in lengths}
+
+
+@paper("tempscale-length-collapse")
+def length_report(
+    model: HeadedModel, texts: Sequence[str], lengths: Sequence[int] = (64, 128, 256, 512), *, batch_size: int = 8
+) -> list[LengthRow]:
+    """What each length does: cosines, distances to the centroid, and what each head lets through.
+
+    Args:
+        model: an encoder; put :class:`Temperature` on to see what it does.
+        texts: those shorter than the longest length are left out.
+        lengths: in tokens.
+        batch_size: texts at once; all heads' attention of a batch is held.
+
+    Returns:
+        A row a length, in the order given.
+
+    Raises:
+        InputError: fewer than two texts are long enough.
+
+    Example:
+        >>> import polyhead
+        >>> model = polyhead.load("all-MiniLM-L6-v2")
+        >>> texts = ["a long text about ships at sea", "another long text, of tax and law"]
+        >>> [row.tokens for row in length_report(model, texts, (4, 8))]
+        [4, 8]
+    """
+    enough = _long_enough(model, texts, max(lengths))
+    rows = []
+    for length in lengths:
+        gains: list[torch.Tensor] = []
+        cosine, distance = _spread(_embedded(model, enough, length, batch_size, gains))
+        values = torch.cat(gains).double().mean(0).numpy()
+        gain = HeadMap(values, "high-frequency gain", model.name, f"{length} tokens", "keeps tokens apart")
+        rows.append(LengthRow(length, cosine, distance, gain))
+    return rows
+
+
+def _long_enough(model: HeadedModel, texts: Sequence[str], tokens: int) -> list[str]:
     enough = [
         text
         for text in texts
-        if model.tokenize([text], truncation=True, max_length=longest)["input_ids"].shape[1] == longest
+        if model.tokenize([text], truncation=True, max_length=tokens)["input_ids"].shape[1] == tokens
     ]
     if len(enough) < 2:
-        raise InputError(f"{len(enough)} of {len(texts)} texts have {longest} tokens; at least 2 are needed.")
-    found = {}
-    for length in lengths:
-        pooled = []
-        for first in range(0, len(enough), batch_size):
-            cut = model.tokenize(enough[first : first + batch_size], truncation=True, max_length=length)
-            with torch.inference_mode():
+        raise InputError(f"{len(enough)} of {len(texts)} texts have {tokens} tokens; at least 2 are needed.")
+    return enough
+
+
+def _embedded(
+    model: HeadedModel, texts: Sequence[str], length: int, batch_size: int, gains: list[torch.Tensor] | None = None
+) -> torch.Tensor:
+    """Unit embeddings ``[texts, hidden]`` in float64; ``gains`` gets ``[batch, layers, heads]`` a batch."""
+    pooled = []
+    for first in range(0, len(texts), batch_size):
+        cut = model.tokenize(list(texts[first : first + batch_size]), truncation=True, max_length=length)
+        with torch.inference_mode():
+            if gains is None:
                 states = model(**cut).last_hidden_state.float()
-            mask = cut["attention_mask"][..., None]
-            pooled.append((states * mask).sum(1) / mask.sum(1))
-        unit = torch.nn.functional.normalize(torch.cat(pooled).double(), dim=-1)
-        count = len(unit)
-        found[length] = float((unit.sum(0).pow(2).sum() - count) / (count * (count - 1)))
-    return found
+            else:
+                with model.record("attention") as recording:
+                    states = model(**cut).last_hidden_state.float()
+                gains.append(high_frequency_gain(recording.attention.float()))
+        mask = cut["attention_mask"][..., None]
+        pooled.append((states * mask).sum(1) / mask.sum(1))
+    return torch.nn.functional.normalize(torch.cat(pooled).double(), dim=-1)
+
+
+def _spread(unit: torch.Tensor) -> tuple[float, float]:
+    """Mean cosine of pairs, and mean distance to the centroid."""
+    count = len(unit)
+    cosine = float((unit.sum(0).pow(2).sum() - count) / (count * (count - 1)))
+    return cosine, float((unit - unit.mean(0)).norm(dim=1).mean())
