@@ -221,8 +221,9 @@ class Backends:
     def _graph(self, model: HeadedModel) -> EncoderGraph:
         from polyhead.embed.graph import EncoderGraph
 
-        graph = EncoderGraph(model, self.facts.pooling, self._recipe.steps, self.facts.layers)
+        graph = EncoderGraph(model, self.facts.pooling, self._recipe, self.facts.layers)
         graph.steps.to(model.device)
+        graph.pooler.to(model.device)
         return graph
 
     def _torch(self, precision: str) -> TorchBackend:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from polyhead.embed.folder import read_recipe
 from polyhead.embed.types import ChunkEmbeddings, Embeddings, LongTextWarning, OnLong, Progress
 from polyhead.errors import InputError
 from polyhead.hub import DEFAULT_MODEL, resolve
+
+if TYPE_CHECKING:
+    from polyhead.pooling import Pooler
 
 __all__ = ["Encoder"]
 
@@ -42,7 +45,8 @@ class Encoder:
             earlier run. Long work (2,000 texts) calibrates by itself; before that, auto is torch.
         precision: "fp32", "bf16", or "auto": on OpenVINO bf16 where the processor computes in it, else fp32.
         layers: layers whose heads are given; negative ones count from the last.
-        pooling: name of a pooling (:data:`polyhead.pooling.POOLERS`) that replaces the folder's.
+        pooling: name of a pooling (:data:`polyhead.pooling.POOLERS`) that replaces the folder's, or a
+            :class:`polyhead.pooling.Pooler`, of which a copy is kept; several vectors a text are laid side by side.
         device: torch device; ``None`` takes CUDA where there is one.
         cache_dir: where exports and calibrations are kept; ``None`` takes ``cache`` under ``POLYHEAD_HOME``.
         max_tokens: a lower limit on input length than the model's.
@@ -65,7 +69,7 @@ class Encoder:
         backend: Literal["auto", "torch", "openvino"] = "auto",
         precision: Literal["auto", "fp32", "bf16"] = "auto",
         layers: Sequence[int] = (-1,),
-        pooling: str | None = None,
+        pooling: str | Pooler | None = None,
         device: str | None = None,
         cache_dir: str | Path | None = None,
         max_tokens: int | None = None,

@@ -72,7 +72,7 @@ def learn_facts(model: HeadedModel, recipe: Recipe, layers: Sequence[int], max_t
     first = model.attention_layers[chosen[0]]
     pooling = recipe.pooling or (("last",) if _is_causal(model) else ("mean",))
     tokenizer = _serialised(model, recipe.lowercase)
-    graph = EncoderGraph(model, pooling, recipe.steps, chosen)
+    graph = EncoderGraph(model, pooling, recipe, chosen)
     dense, _ = _probe(graph, model)
     pad_id = next(
         (

@@ -5,10 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polyhead.embed.folder import Recipe
+
+if TYPE_CHECKING:
+    from polyhead.pooling import Pooler
 
 __all__ = ["fingerprint_of"]
 
@@ -42,12 +46,18 @@ def fingerprint_of(recipe: Recipe, layers: Sequence[int], max_tokens: int | None
         max_tokens: the caller's limit, if any.
     """
     digest = hashlib.sha256()
-    settings = asdict(recipe)
-    del settings["transformer"]
+    settings = asdict(replace(recipe, pooler=None))
+    for name in ("transformer", "pooler", "layer_weights"):
+        del settings[name]
     for number, step in enumerate(recipe.steps):
         if step is not None:
             del settings["steps"][number]["folder"]
             _add_folder(digest, Path(step.folder))
+    for folder in (recipe.pooler, recipe.layer_weights):
+        if isinstance(folder, str):
+            _add_folder(digest, Path(folder))
+        elif folder is not None:
+            _add_pooler(digest, folder)
     settings["layers"], settings["limit"] = list(layers), max_tokens
     digest.update(json.dumps(settings, sort_keys=True).encode())
     transformer = Path(recipe.transformer)
@@ -56,6 +66,13 @@ def fingerprint_of(recipe: Recipe, layers: Sequence[int], max_tokens: int | None
     else:
         _add_folder(digest, transformer)
     return digest.hexdigest()[:32]
+
+
+def _add_pooler(digest: hashlib._Hash, pooler: Pooler) -> None:
+    digest.update(json.dumps(pooler.describe(), sort_keys=True).encode())
+    for name, weights in sorted(pooler.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weights.detach().cpu().contiguous().numpy().tobytes())
 
 
 def _add_folder(digest: hashlib._Hash, folder: Path) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyhead.errors import InputError
+
+if TYPE_CHECKING:
+    from polyhead.pooling import Pooler
 
 __all__ = ["DenseStep", "Recipe", "read_recipe"]
 
@@ -28,7 +32,9 @@ _POOLING_NAMES = {
     "weightedmean": "weighted_mean",
     "lasttoken": "last",
 }
-_READ = ("Transformer", "Pooling", "Dense", "Normalize")
+_READ = ("Transformer", "Pooling", "Dense", "Normalize", "WeightedLayerPooling")
+# The one module of our own: it names a class of polyhead.pooling, never other code.
+_OURS = "polyhead.pooling.sentence.PoolerModule"
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,9 @@ class Recipe:
         transformer: folder of the transformer itself.
         pooling: names of :data:`polyhead.pooling.POOLERS`, concatenated; ``None`` where the folder does not say.
         include_prompt: whether the prompt's tokens are pooled too.
+        pooler: a pooler with weights, or the folder of one (a saved :class:`polyhead.pooling.sentence.PoolerModule`),
+            that takes the place of ``pooling``; heads are pooled by ``pooling`` all the same.
+        layer_weights: folder of the weights of layers, where they are blended before the pooling.
         steps: what follows the pooling before the final normalisation; ``None`` stands for a normalisation.
         normalizes: whether vectors end with length 1.
         prompts: texts to put in front, by name.
@@ -62,6 +71,8 @@ class Recipe:
     transformer: str
     pooling: tuple[str, ...] | None = None
     include_prompt: bool = True
+    pooler: str | Pooler | None = None
+    layer_weights: str | None = None
     steps: tuple[DenseStep | None, ...] = ()
     normalizes: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
@@ -69,16 +80,18 @@ class Recipe:
     max_tokens: int | None = None
     lowercase: bool = False
 
-    def with_pooling(self, name: str) -> Recipe:
+    def with_pooling(self, name: str | Pooler) -> Recipe:
         """The same with another pooling; what followed the folder's own pooling was made for that and is left out,
         except the final normalisation.
 
         Raises:
             InputError: the name is no pooling.
         """
+        if not isinstance(name, str):
+            return replace(self, pooler=copy.deepcopy(name), layer_weights=None, steps=())
         if name not in _POOLING_NAMES.values():
             raise InputError(f"pooling = {name!r}, expected one of {', '.join(_POOLING_NAMES.values())}")
-        return replace(self, pooling=(name,), steps=())
+        return replace(self, pooling=(name,), pooler=None, layer_weights=None, steps=())
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -100,10 +113,16 @@ def read_recipe(path: str | Path) -> Recipe:
     transformer = folder / modules[0][1]
     pooling: tuple[str, ...] | None = None
     include_prompt = True
+    pooler = layer_weights = None
     steps: list[DenseStep | None] = []
     for kind, name in modules[1:]:
         settings = _json(folder / name / "config.json")
-        if kind == "Pooling" and pooling is None and not steps:
+        if kind == "WeightedLayerPooling" and layer_weights is None and pooling is None:
+            layer_weights = str(folder / name)
+        elif kind == "PoolerModule" and layer_weights is None and pooling is None:
+            pooling, pooler = ("mean",), str(folder / name)
+            include_prompt = bool(settings.get("include_prompt", True))
+        elif kind == "Pooling" and pooling is None and not steps:
             pooling, include_prompt = _pooling(settings, folder / name), bool(settings.get("include_prompt", True))
         elif kind == "Dense" and pooling is not None:
             steps.append(_dense(settings, folder / name))
@@ -124,6 +143,8 @@ def read_recipe(path: str | Path) -> Recipe:
         transformer=str(transformer),
         pooling=pooling,
         include_prompt=include_prompt,
+        pooler=pooler,
+        layer_weights=layer_weights,
         steps=tuple(steps),
         normalizes=normalizes,
         prompts={str(name): str(text) for name, text in (whole.get("prompts") or {}).items()},
@@ -139,8 +160,11 @@ def _modules(modules_file: Path) -> list[tuple[str, str]]:
     found = []
     for entry in listed:
         package, _, kind = str(entry["type"]).rpartition(".")
-        if package.split(".")[0] != "sentence_transformers" or kind not in _READ:
-            raise _unknown(modules_file, str(entry["type"]), f"sentence_transformers modules {', '.join(_READ)}")
+        stock = package.split(".")[0] == "sentence_transformers" and kind in _READ
+        if not stock and entry["type"] != _OURS:
+            raise _unknown(
+                modules_file, str(entry["type"]), f"sentence_transformers modules {', '.join(_READ)} and {_OURS}"
+            )
         found.append((kind, str(entry.get("path", ""))))
     if not found:
         raise _unknown(modules_file, "no modules", "a Transformer and a Pooling")

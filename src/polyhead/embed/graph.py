@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polyhead.embed.folder import DenseStep
+from polyhead.embed.folder import DenseStep, Recipe
 from polyhead.errors import InputError
-from polyhead.pooling import pooler_for
+from polyhead.pooling import Pooler, Reads, WeightedLayersPooler, pooler_for, pooler_from
 
 if TYPE_CHECKING:
     from polyhead.model import HeadedModel
@@ -27,19 +28,17 @@ class EncoderGraph(nn.Module):
     Args:
         model: the loaded model.
         pooling: names of poolings, concatenated for the dense vector; heads are pooled by the first.
-        steps: linear layers and inner normalisations after the pooling.
+        recipe: linear layers and inner normalisations after the pooling, and a pooler in place of the named ones.
         layers: indices of the layers whose heads are given, not negative.
     """
 
-    def __init__(
-        self, model: HeadedModel, pooling: Sequence[str], steps: Sequence[DenseStep | None], layers: Sequence[int]
-    ) -> None:
+    def __init__(self, model: HeadedModel, pooling: Sequence[str], recipe: Recipe, layers: Sequence[int]) -> None:
         super().__init__()
         self.module = model.module
         self._model = model
-        self.pooler = pooler_for(pooling)
+        self.pooler = _pooler(recipe, pooling)
         self.head_pooler = pooler_for(pooling[0])
-        self.steps = nn.ModuleList([_Normalize() if step is None else _Dense(step) for step in steps])
+        self.steps = nn.ModuleList([_Normalize() if step is None else _Dense(step) for step in recipe.steps])
         self.layers = tuple(layers)
         self.with_heads = True
 
@@ -58,7 +57,7 @@ class EncoderGraph(nn.Module):
             both float32.
         """
         if not self.with_heads:
-            return self._dense(self.states(input_ids, attention_mask), attention_mask, skip)
+            return self._dense(input_ids, attention_mask, skip)
         taken: dict[int, Tensor] = {}
 
         def keep(layer: int, heads: Tensor) -> None:
@@ -66,26 +65,60 @@ class EncoderGraph(nn.Module):
             taken[layer] = pooled.unflatten(-1, heads.shape[-2:]).float()
 
         with self._model.tap_heads(keep, layers=self.layers):
-            states = self.states(input_ids, attention_mask)
-        dense = self._dense(states, attention_mask, skip)
+            dense = self._dense(input_ids, attention_mask, skip)
         return dense, torch.stack([taken[layer] for layer in self.layers], dim=1)
 
-    def states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """The model's last token states ``[batch, tokens, hidden]``."""
-        outputs = self._model(input_ids=input_ids, attention_mask=attention_mask)
+    def states(self, input_ids: Tensor, attention_mask: Tensor, reads: Reads = "tokens") -> Tensor:
+        """The model's states, as :data:`polyhead.pooling.Reads` says: the last ones ``[batch, tokens, hidden]``, ..."""
+        if reads == "heads":
+            return self._head_states(input_ids, attention_mask)
+        asked = {"output_hidden_states": True} if reads == "layers" else {}
+        outputs = self._model(input_ids=input_ids, attention_mask=attention_mask, **asked)
         states = getattr(outputs, "last_hidden_state", None)
         if states is None:
             raise InputError(
                 f"{type(self.module).__name__} gives {type(outputs).__name__} without last_hidden_state, so there are "
                 "no token states to pool; load the model without its task head (AutoModel)"
             )
-        return states
+        return torch.stack(tuple(outputs.hidden_states), dim=2) if reads == "layers" else states
 
-    def _dense(self, states: Tensor, mask: Tensor, skip: int | Tensor) -> Tensor:
-        vectors = self.pooler(states, mask, skip).float()
+    def _head_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        taken: dict[int, Tensor] = {}
+        with self._model.tap_heads(taken.__setitem__):
+            self._model(input_ids=input_ids, attention_mask=attention_mask)
+        found = [taken[layer] for layer in sorted(taken)]
+        shapes = sorted({tuple(each.shape[-2:]) for each in found})
+        if len(shapes) > 1:
+            raise InputError(
+                f"{type(self.module).__name__} has layers of {shapes} (heads, head_dim), which differ; pool its states"
+            )
+        return torch.stack([each.reshape(*attention_mask.shape, *shapes[0]) for each in found], dim=2)
+
+    def _dense(self, input_ids: Tensor, mask: Tensor, skip: int | Tensor) -> Tensor:
+        states = self.states(input_ids, mask, self.pooler.reads)
+        vectors = self.pooler(states, mask, skip, input_ids).flatten(1).float()
         for step in self.steps:
             vectors = step(vectors)
         return vectors
+
+
+def _pooler(recipe: Recipe, names: Sequence[str]) -> Pooler:
+    """What the recipe pools with."""
+    if isinstance(recipe.pooler, Pooler):
+        return recipe.pooler
+    if recipe.pooler is not None:
+        folder = Path(recipe.pooler)
+        made = pooler_from(json.loads((folder / "config.json").read_text(encoding="utf-8"))["pooler"])
+        if made.state_dict():
+            made.load_state_dict({name.removeprefix("pooler."): value for name, value in _weights(folder).items()})
+        return made
+    if recipe.layer_weights is None:
+        return pooler_for(names)
+    weights = _weights(Path(recipe.layer_weights))["layer_weights"]
+    settings = json.loads((Path(recipe.layer_weights) / "config.json").read_text(encoding="utf-8"))
+    blend = WeightedLayersPooler(int(settings["num_hidden_layers"]), pooler_for(names))
+    blend.weights.data = torch.cat([weights.new_zeros(int(settings["layer_start"])), weights])
+    return blend
 
 
 class _Normalize(nn.Module):

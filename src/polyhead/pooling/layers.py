@@ -15,9 +15,10 @@ __all__ = ["WeightedLayersPooler"]
 
 
 class WeightedLayersPooler(Pooler):
-    """``pool(sum_l softmax(a)_l x_l)``: one learned weight a layer, then a pooling of tokens.
+    """``pool(sum_l a_l x_l / sum_l a_l)``: one learned weight a layer, then a pooling of tokens.
 
-    Saved in a sentence-transformers folder it becomes the stock ``WeightedLayerPooling`` and ``Pooling``.
+    Weights begin at one each. They may become negative, so that one layer is held against another. Saved in a
+    sentence-transformers folder it becomes the stock ``WeightedLayerPooling`` and ``Pooling``.
 
     Args:
         layers: of the model; the states before the first layer are weighed too, so that there are ``layers + 1``.
@@ -42,7 +43,7 @@ class WeightedLayersPooler(Pooler):
         self.pooler = MeanPooler() if pooler is None else pooler if isinstance(pooler, Pooler) else pooler_from(pooler)
         if self.pooler.reads != "tokens":
             raise InputError(f"{type(self.pooler).__name__} does not read tokens; give a pooler of the last layer.")
-        self.logits = nn.Parameter(torch.zeros(layers + 1))
+        self.weights = nn.Parameter(torch.ones(layers + 1))
 
     def forward(self, states: Tensor, mask: Tensor, skip: int | Tensor = 0, ids: Tensor | None = None) -> Tensor:
         """See :class:`Pooler`; states ``[batch, tokens, layers + 1, dim]``."""
@@ -52,7 +53,7 @@ class WeightedLayersPooler(Pooler):
             )
         if states.dtype in (torch.float16, torch.bfloat16):
             states = states.float()
-        weights = self.logits.softmax(0).to(states.dtype)
+        weights = (self.weights / self.weights.sum()).to(states.dtype)
         return self.pooler((states * weights.unsqueeze(-1)).sum(2), mask, skip, ids)
 
     def output_dim(self, dim: int) -> int:
@@ -66,7 +67,7 @@ class WeightedLayersPooler(Pooler):
             return None
         from sentence_transformers.sentence_transformer.modules import WeightedLayerPooling
 
-        weights = nn.Parameter(self.logits.detach().softmax(0))
+        weights = nn.Parameter(self.weights.detach().clone())
         return [WeightedLayerPooling(dim, self.layers, layer_start=0, layer_weights=weights), *after]
 
     def settings(self) -> dict[str, Any]:
