@@ -2,114 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from polyhead.errors import InputError
+from polyhead.evaluate.measured import Measured
+from polyhead.evaluate.measured import compare as compare_measured
 from polyhead.evaluate.metrics import DEFAULT_METRICS, Run, distinct_scores, per_query
-from polyhead.evaluate.statistics import Interval, bootstrap_interval, holm, paired_permutation
+from polyhead.evaluate.report import Comparison, Report
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from polyhead.evaluate.datasets import RetrievalData
 
 __all__ = ["Comparison", "RetrievalReport", "evaluate_runs", "read_trec_run", "write_trec_run"]
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Strategy ``a`` against ``b`` on one metric: mean difference, its interval, and the paired test.
-
-    ``p_holm`` is ``p`` corrected for all comparisons of the report.
-    """
-
-    a: str
-    b: str
-    metric: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    p_holm: float
-
-
-@dataclass
-class RetrievalReport:
-    """Results of strategies on one data set.
-
-    Attributes:
-        results: strategy -> metric -> mean with interval. Metrics are named ``recall@20``, and over a group of
-            queries ``recall@20[aspects>=2]``.
-        comparisons: every other strategy against the first one.
-        meta: data, model, settings, versions.
-    """
-
-    results: dict[str, dict[str, Interval]]
-    comparisons: list[Comparison] = field(default_factory=list)
-    meta: dict[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """``results[strategy][metric] = {value, low, high, n}``, ``comparisons`` and ``meta`` as plain values."""
-        return {
-            "results": {
-                name: {metric: vars(interval) for metric, interval in metrics.items()}
-                for name, metrics in self.results.items()
-            },
-            "comparisons": [vars(comparison) for comparison in self.comparisons],
-            "meta": self.meta,
-        }
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> RetrievalReport:
-        """The inverse of :meth:`to_json`."""
-        results = {
-            name: {metric: Interval(**interval) for metric, interval in metrics.items()}
-            for name, metrics in plain["results"].items()
-        }
-        return cls(results, [Comparison(**row) for row in plain["comparisons"]], dict(plain["meta"]))
-
-    def save(self, path: str | Path) -> None:
-        """Write the JSON."""
-        Path(path).write_text(json.dumps(self.to_json(), indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> RetrievalReport:
-        """Read what :meth:`save` wrote."""
-        return cls.from_json(json.loads(Path(path).read_text(encoding="utf-8")))
-
-    def table(self) -> Table:
-        """A table for people: best in bold, intervals, a mark where the test tells a strategy from the first one."""
-        from rich.markup import escape
-        from rich.table import Table
-
-        names = list(self.results)
-        first = names[0]
-        table = Table(
-            title=f"{self.meta.get('data', 'retrieval')} · {self.meta.get('model', '')}".rstrip(" ·"),
-            caption=f"95% bootstrap intervals. * differs from {first} (paired permutation test, Holm, 5%).",
-        )
-        table.add_column("metric", no_wrap=True)
-        table.add_column("n", justify="right")
-        for name in names:
-            table.add_column(name, justify="right", no_wrap=True)
-        tests = {(c.metric, name): c.p_holm for c in self.comparisons for name in (c.a, c.b) if name != first}
-        for metric, sample in self.results[first].items():
-            best = max(self.results[name][metric].value for name in names)
-            cells = []
-            for name in names:
-                found = self.results[name][metric]
-                mark = "*" if tests.get((metric, name), 1.0) < 0.05 else ""
-                value = f"{found.value:.3f}{mark}"
-                bold = f"[bold]{value}[/]" if found.value == best else value
-                cells.append(f"{bold}\n[dim]{found.low:.2f}–{found.high:.2f}[/]")
-            table.add_row(escape(metric), str(sample.n), *cells)
-        return table
+RetrievalReport = Report
 
 
 def evaluate_runs(
@@ -141,33 +52,18 @@ def evaluate_runs(
     tested = ("recall@20", "ndcg@10") if compare is None else tuple(compare)
     groups = list(_groups(data, queries))
     values = {name: per_query(run, data.qrels, queries, metrics) for name, run in runs.items()}
-    results: dict[str, dict[str, Interval]] = {}
-    for name, by_metric in values.items():
-        results[name] = {
-            f"{metric}{suffix}": bootstrap_interval(by_metric[metric][members], seed=seed)
+    measured = {
+        name: {
+            f"{metric}{suffix}": Measured.mean(by_metric[metric][members])
             for metric in metrics
             for suffix, members in groups
         }
-    first = next(iter(runs))
-    compared = [
-        _compare(
-            first, other, f"{metric}{suffix}", values[first][metric][members], values[other][metric][members], seed
-        )
-        for other in runs
-        if other != first
-        for metric in metrics
-        if metric in tested
-        for suffix, members in groups
-    ]
-    corrected = holm([comparison.p for comparison in compared])
-    comparisons = [Comparison(**{**vars(c), "p_holm": p}) for c, p in zip(compared, corrected, strict=True)]
-    return RetrievalReport(results, comparisons, {"data": data.name, "card": data.card, "seed": seed, **(meta or {})})
-
-
-def _compare(a: str, b: str, metric: str, of_a: np.ndarray, of_b: np.ndarray, seed: int) -> Comparison:
-    interval = bootstrap_interval(of_a - of_b, seed=seed)
-    p = paired_permutation(of_a, of_b, seed=seed)
-    return Comparison(a, b, metric, interval.value, interval.low, interval.high, p, p)
+        for name, by_metric in values.items()
+    }
+    names = [f"{metric}{suffix}" for metric in metrics if metric in tested for suffix, _ in groups]
+    return compare_measured(
+        measured, tested=names, seed=seed, meta={"data": data.name, "card": data.card, **(meta or {})}
+    )
 
 
 def _groups(data: RetrievalData, queries: Sequence[str]) -> Iterable[tuple[str, np.ndarray]]:

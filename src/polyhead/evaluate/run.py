@@ -12,13 +12,15 @@ import numpy as np
 from polyhead import __version__
 from polyhead.evaluate.datasets import RetrievalData, load_retrieval
 from polyhead.evaluate.retrieval import RetrievalReport, evaluate_runs
+from polyhead.search.late.muvera import default_encoder
+from polyhead.search.late.rows import ArrayLate
 from polyhead.search.heads import head_statistics, prepare_heads
 from polyhead.search.query import encode_queries
 from polyhead.search.strategies import STRATEGIES, Strategy, strategy
 from polyhead.search.view import ArrayView
 
 if TYPE_CHECKING:
-    from polyhead.embed import Encoder
+    from polyhead.embed import ChunkEmbeddings, Encoder
 
 __all__ = ["evaluate_retrieval", "rank_all"]
 
@@ -41,12 +43,12 @@ def evaluate_retrieval(
     Args:
         data: a name or folder, see :func:`polyhead.evaluate.datasets.load_retrieval`.
         encoder: encodes documents (in chunks where they are long) and questions.
-        strategies: by default all of them, the default strategy first.
+        strategies: by default all but those over token vectors, the default strategy first.
         seed: of the statistics.
         progress: called with texts encoded and texts to encode.
     """
     found = load_retrieval(data) if isinstance(data, str) else data
-    chosen = [strategy(one) for one in strategies or list(STRATEGIES)]
+    chosen = [strategy(one) for one in strategies or [name for name, kind in STRATEGIES.items() if not kind.uses_tokens]]
     runs = rank_all(found, encoder, chosen, progress=progress)
     meta = {
         "model": encoder.name,
@@ -83,11 +85,14 @@ def rank_all(
     if encoded.heads is not None:
         mean, importance = head_statistics(encoded.heads)
         heads = prepare_heads(encoded.heads, mean).astype(np.float16)  # as an index keeps them
-    view = ArrayView(encoded.dense, heads, documents=encoded.owner, head_importance=importance)
+    needs_tokens = any(one.uses_tokens for one in strategies)
+    late = _late(list(data.corpus.values()), encoded, encoder) if needs_tokens else None
+    view = ArrayView(encoded.dense, heads, documents=encoded.owner, head_importance=importance, late=late)
     runs: dict[str, dict[str, list[tuple[str, float]]]] = {one.name: {} for one in strategies}
     ids, texts = list(data.queries), list(data.queries.values())
     for start in range(0, len(ids), QUERY_BATCH):
-        batch = encode_queries(texts[start : start + QUERY_BATCH], encoder, head_mean=mean, parts=needs_parts)
+        some = texts[start : start + QUERY_BATCH]
+        batch = encode_queries(some, encoder, head_mean=mean, parts=needs_parts, tokens=needs_tokens)
         for query_id, query in zip(ids[start : start + QUERY_BATCH], batch, strict=True):
             for one in strategies:
                 ranking = one.rank(query, view, depth)
@@ -97,3 +102,10 @@ def rank_all(
                 ]
         tell(len(names) + start + len(batch), total)
     return runs
+
+
+def _late(texts: Sequence[str], chunks: ChunkEmbeddings, encoder: Encoder) -> ArrayLate:
+    """Token vectors of the chunks, as an index keeps them."""
+    spans = zip(chunks.owner.tolist(), chunks.start.tolist(), chunks.end.tolist(), strict=True)
+    tokens = encoder.encode_tokens([texts[owner][start:end] for owner, start, end in spans])
+    return ArrayLate(tokens, default_encoder(tokens.vectors.shape[1]))

@@ -9,7 +9,15 @@ import numpy as np
 
 from polyhead.errors import InputError
 
-__all__ = ["Interval", "bootstrap_interval", "bootstrap_of", "holm", "paired_permutation"]
+__all__ = [
+    "Interval",
+    "bootstrap_interval",
+    "bootstrap_of",
+    "holm",
+    "paired_permutation",
+    "resampled",
+    "shifted_bootstrap",
+]
 
 _BLOCK = 2_000_000  # resampled values held at once
 
@@ -65,15 +73,41 @@ def bootstrap_of(
     Raises:
         InputError: no examples, or a statistic that is not a number in more than half of the resamples.
     """
-    if n < 1:
-        raise InputError("An interval needs at least one example, got none.")
-    generator = np.random.default_rng(seed)
-    drawn = np.array([statistic(generator.integers(0, n, n)) for _ in range(resamples)])
+    drawn = resampled(statistic, n, resamples=resamples, seed=seed)
     drawn = drawn[np.isfinite(drawn)]
     if drawn.size < resamples / 2:
         raise InputError(f"The statistic is not a number in {resamples - drawn.size} of {resamples} resamples.")
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(statistic(np.arange(n))), float(low), float(high), n)
+
+
+def resampled(statistic: Callable[[np.ndarray], float], n: int, *, resamples: int = 1_000, seed: int = 0) -> np.ndarray:
+    """The statistic of ``resamples`` bootstrap samples of ``n`` examples, ``[resamples]``.
+
+    Two statistics of the same examples under one seed see the same samples, so that their difference is paired.
+
+    Raises:
+        InputError: no examples.
+    """
+    if n < 1:
+        raise InputError("An interval needs at least one example, got none.")
+    generator = np.random.default_rng(seed)
+    return np.array([statistic(generator.integers(0, n, n)) for _ in range(resamples)])
+
+
+def shifted_bootstrap(differences: np.ndarray, observed: float) -> float:
+    """Two-sided p-value of a difference that is no mean over examples (Efron and Tibshirani 1993, chapter 16).
+
+    Where nothing differs, the resampled differences would spread around 0 as they now spread around the observed one:
+    p is the share of them that lie further from ``observed`` than ``observed`` lies from 0, itself counted in.
+
+    Args:
+        differences: ``[resamples]`` of two statistics over the same bootstrap samples; those that are not numbers are
+            left out.
+        observed: the difference over the examples as they are.
+    """
+    spread = np.abs(differences[np.isfinite(differences)] - observed)
+    return float((1 + (spread >= abs(observed) * (1 - 1e-12)).sum()) / (1 + spread.size))
 
 
 def paired_permutation(
