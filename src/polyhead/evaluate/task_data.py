@@ -147,9 +147,7 @@ def load_pairs(name_or_file: str, *, labels: bool = False) -> SentencePairs:
     try:
         gold = np.array([float(value) for value in gold_of])
     except ValueError as error:
-        raise InputError(
-            f"'{name_or_file}': the column {column} holds something that is no number ({error})."
-        ) from None
+        raise InputError(f"'{name_or_file}': the column {column} takes numbers only ({error}).") from None
     if labels and not set(gold.tolist()) <= {0.0, 1.0}:
         raise InputError(f"'{name_or_file}': labels are 0 or 1, found {sorted(set(gold.tolist()))[:5]}.")
     group = [str(row.get("group") or "") for row in table]
