@@ -189,11 +189,13 @@ class Attention(nn.Module):
         """
         q, k, v, call, state = self._begin_step(hidden, state)
         kept = State(state.seen + hidden.shape[1], {"keys": k, "values": v})
-        for name, old in state.tensors.items():
-            kept.tensors[name] = torch.cat([old, kept.tensors[name]], 2)
+        if state.tensors:
+            for name in ("keys", "values"):
+                kept.tensors[name] = torch.cat([state.tensors[name], kept.tensors[name]], 2)
         call.k_positions = torch.arange(kept.seen, device=hidden.device)[None]
-        heads = self.attend(q, kept.tensors["keys"], kept.tensors["values"], call)
-        return self.output(heads, call), kept
+        out = self.output(self.attend(q, kept.tensors["keys"], kept.tensors["values"], call), call)
+        kept.tensors |= call.after
+        return out, kept
 
     # --- what a layer says of itself
 
@@ -240,15 +242,19 @@ class Attention(nn.Module):
 
     def _begin_step(self, hidden: torch.Tensor, state: State | None) -> tuple[Any, Any, Any, Call, State]:
         """Queries, keys and values of new tokens at their places, and the state so far."""
+        call, state = self._step_call(hidden, state)
+        q, k, v = self.project(hidden)
+        q, k = self.position(q, k, call)
+        return q, k, v, call, state
+
+    def _step_call(self, hidden: torch.Tensor, state: State | None) -> tuple[Call, State]:
+        """What a step knows before it projects, and the state so far."""
         if not self.causal:
             raise InputError("A step was asked of a layer with causal=False; make it with causal=True to decode.")
         check_input(hidden, None, self.dim)
         state = state or State()
         here = torch.arange(state.seen, state.seen + hidden.shape[1], device=hidden.device)[None]
-        call = Call(hidden, here, here, causal=True)
-        q, k, v = self.project(hidden)
-        q, k = self.position(q, k, call)
-        return q, k, v, call, state
+        return Call(hidden, here, here, causal=True, before=state.tensors), state
 
     def _is_stock(self, *steps: str) -> bool:
         return all(getattr(type(self), step) is getattr(Attention, step) for step in steps)

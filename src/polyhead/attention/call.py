@@ -77,6 +77,8 @@ class Call:
             ``padding`` and ``causal`` say; for stock models, which bring their own.
         scale: factor of the logits, None for ``head_dim ** -0.5``.
         keys_hidden: ``[batch, key tokens, dim]`` what the keys were made of; same as ``hidden`` outside of steps.
+        before: what the steps before left behind, by name, batch first; empty at the first, None outside of steps.
+        after: what a part of the layer leaves for the next step, besides keys and values.
     """
 
     hidden: torch.Tensor
@@ -87,6 +89,8 @@ class Call:
     mask: torch.Tensor | None = None
     scale: float | None = None
     keys_hidden: torch.Tensor | None = None
+    before: dict[str, torch.Tensor] | None = None
+    after: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def allowed(self) -> torch.Tensor | None:
         """``[batch or 1, heads or 1, query tokens, key tokens]`` True where looking is allowed; None: everywhere."""

@@ -129,7 +129,8 @@ class LinearAttention(Attention):
                 last = last + powers[:, -1, None, None] * old
             else:
                 mixed, last = mixed + q @ old, last + old
-        return self.output(self._divided(mixed), call), State(state.seen + hidden.shape[1], {"sums": last})
+        out = self.output(self._divided(mixed), call)
+        return out, State(state.seen + hidden.shape[1], {"sums": last} | call.after)
 
     def cache_bytes(self, tokens: int, itemsize: int = 2) -> int:
         """Bytes of the state, the same for any number of tokens."""

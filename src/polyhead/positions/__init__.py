@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from polyhead.positions.carope import ContextRotaryPositions
 from polyhead.positions.rotary import RotaryPositions, rotate
 
-__all__ = ["RotaryPositions", "rotate"]
+__all__ = ["ContextRotaryPositions", "RotaryPositions", "rotate"]
