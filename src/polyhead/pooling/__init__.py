@@ -14,6 +14,7 @@ from polyhead.pooling.attention import AttentionPooler
 from polyhead.pooling.base import ConcatenatedPooler, Pooler, Reads, load_pooler, pooler_from
 from polyhead.pooling.cls import ClsPooler
 from polyhead.pooling.last import LastPooler
+from polyhead.pooling.latent_attention import LatentAttentionPooler
 from polyhead.pooling.layers import WeightedLayersPooler
 from polyhead.pooling.max import MaxPooler
 from polyhead.pooling.mean import MeanPooler
@@ -26,6 +27,7 @@ __all__ = [
     "ClsPooler",
     "ConcatenatedPooler",
     "LastPooler",
+    "LatentAttentionPooler",
     "MaxPooler",
     "MeanPooler",
     "MeanSqrtLenPooler",
