@@ -19,7 +19,7 @@ from torch import nn
 from polyhead.errors import InputError, UnreadableModelError
 from polyhead.structure import AttentionLayer, is_linear
 
-__all__ = ["PRUNED_FILE", "Removal", "read_pruned", "removal_of", "remove_heads", "stock_state"]
+__all__ = ["PRUNED_FILE", "Removal", "layer_projections", "read_pruned", "removal_of", "remove_heads", "stock_state"]
 
 PRUNED_FILE = "polyhead_pruned.json"
 FORMAT_VERSION = 1
@@ -122,7 +122,7 @@ def _cut_layer(layer: AttentionLayer, plan: _Plan, names: dict[int, str], remova
     dim, module = layer.head_dim, layer.module
     query, keys, zero = (_features(part, dim) for part in (plan.query, plan.keys, plan.zero))
     with torch.no_grad():
-        separate, fused = _projections(layer)
+        separate, fused = layer_projections(layer)
         for role, projection in separate.items():
             kept = query if role == "q" else keys
             _cut(projection, 0, kept, names, removal, zero=zero if role == "q" else None)
@@ -137,7 +137,7 @@ def _features(heads: list[int], dim: int) -> torch.Tensor:
     return (torch.tensor(heads, dtype=torch.long)[:, None] * dim + torch.arange(dim)).flatten()
 
 
-def _projections(layer: AttentionLayer) -> tuple[dict[str, nn.Module], nn.Module | None]:
+def layer_projections(layer: AttentionLayer) -> tuple[dict[str, nn.Module], nn.Module | None]:
     """The query, key and value projections by first letter, or the fused one; sizes must be those of the heads."""
     linear = {
         name: child
