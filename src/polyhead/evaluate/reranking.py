@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from polyhead.evaluate.measured import Measured
 from polyhead.evaluate.metrics import per_query
 from polyhead.evaluate.task_data import RerankingData
-from polyhead.evaluate.vectors import Encodes, Progress, vectors
+from polyhead.evaluate.vectors import Encodes, Progress, unit, vectors
 
 __all__ = ["measure_reranking", "rerank"]
 
@@ -21,7 +19,7 @@ def rerank(
     asked = vectors(encoder, list(data.queries.values()), side="query")
     held = vectors(encoder, list(data.documents.values()), side="document", progress=progress)
     place = {name: number for number, name in enumerate(data.documents)}
-    asked, held = (_unit(one) for one in (asked, held))
+    asked, held = (unit(one) for one in (asked, held))
     run = {}
     for question, (query, names) in zip(asked, data.candidates.items(), strict=True):
         scores = held[[place[name] for name in names]] @ question
@@ -31,11 +29,6 @@ def rerank(
             reverse=True,
         )
     return run
-
-
-def _unit(x: np.ndarray) -> np.ndarray:
-    length = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.asarray(x / np.where(length > 0, length, 1.0))
 
 
 def measure_reranking(

@@ -9,7 +9,7 @@ import numpy as np
 
 from polyhead.errors import InputError
 
-__all__ = ["Encodes", "name_of", "paired_cosine", "vectors"]
+__all__ = ["Encodes", "name_of", "paired_cosine", "unit", "vectors"]
 
 Encodes = Any
 """Anything with ``encode(texts)`` (and ``encode_query``, ``encode_document`` if it has them), or a function of texts;
@@ -59,6 +59,12 @@ def _is_ours(encoder: Encodes) -> bool:
 def name_of(encoder: Encodes) -> str:
     """What a report calls an encoder: its ``name``, a function's name, or its class."""
     return str(getattr(encoder, "name", None) or getattr(encoder, "__name__", None) or type(encoder).__name__)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows of ``[n, dim]`` at length 1; zero vectors stay."""
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(x / np.where(length > 0, length, 1.0))
 
 
 def paired_cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
