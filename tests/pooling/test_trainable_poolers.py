@@ -8,13 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyhead.pooling import AttentionPooler, LatentAttentionPooler, Pooler, WeightedLayersPooler, load_pooler
+from polyhead.pooling import (
+    AttentionPooler,
+    LatentAttentionPooler,
+    MultiLayerPooler,
+    Pooler,
+    WeightedLayersPooler,
+    load_pooler,
+)
 
 DIM = 8
 CASES: dict[str, Callable[[], Pooler]] = {
     "attention": lambda: AttentionPooler(DIM, 2),
     "weighted layers": lambda: WeightedLayersPooler(2),
     "latent attention": lambda: LatentAttentionPooler(DIM, latents=4, heads=2, hidden=6),
+    "multi-layer": lambda: MultiLayerPooler(2, DIM, latents=3, heads=2, hidden=6),
 }
 
 

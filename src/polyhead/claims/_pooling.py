@@ -174,7 +174,7 @@ class Labelled:
 
 
 @lru_cache(maxsize=4)
-def labelled(name: str, train: int, test: int, seed: int, max_tokens: int = 40) -> Labelled:
+def labelled(name: str, train: int, test: int, seed: int, max_tokens: int = 40, layers: bool = False) -> Labelled:
     """A part of AG News ("ag-news", four topics) or Banking77 ("banking77", intents), drawn.
 
     Args:
@@ -182,6 +182,7 @@ def labelled(name: str, train: int, test: int, seed: int, max_tokens: int = 40) 
         train, test: how many texts of each part.
         seed: of the draw.
         max_tokens: longer texts are cut.
+        layers: whether states of all layers are wanted.
     """
     generator = np.random.default_rng(seed)
     if name == "ag-news":
@@ -195,7 +196,7 @@ def labelled(name: str, train: int, test: int, seed: int, max_tokens: int = 40) 
         rows = [row for row in rows if row["category"] in names]
         texts, labels = [row["text"] for row in rows], [names.index(row["category"]) for row in rows]
     order = generator.permutation(len(texts))[: train + test]
-    found = tokens_of(tuple(texts[i] for i in order), max_tokens)
+    found = tokens_of(tuple(texts[i] for i in order), max_tokens, layers)
     gold = torch.tensor([labels[i] for i in order])
     parts = [Tokens(found.states[rows], found.mask[rows]) for rows in (slice(0, train), slice(train, None))]
     return Labelled(parts[0], gold[:train], parts[1], gold[train:], f"{name}, {train} texts to train on, {test} judged")

@@ -19,6 +19,7 @@ from polyhead.pooling.layers import WeightedLayersPooler
 from polyhead.pooling.max import MaxPooler
 from polyhead.pooling.mean import MeanPooler
 from polyhead.pooling.mean_sqrt_len import MeanSqrtLenPooler
+from polyhead.pooling.multi_layer import MultiLayerPooler
 from polyhead.pooling.weighted_mean import WeightedMeanPooler
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "MaxPooler",
     "MeanPooler",
     "MeanSqrtLenPooler",
+    "MultiLayerPooler",
     "Pooler",
     "Reads",
     "WeightedLayersPooler",
