@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 import time
 from collections.abc import Sequence
 
 import numpy as np
 
+from polyhead.embed.tokens import TokenVectors
 from polyhead.embed.types import ChunkEmbeddings, Embeddings
 
 
@@ -24,6 +26,7 @@ class FakeEncoder:
         self.fingerprint = f"fake-{seed}-{words}"
         self.seed = seed
         self.texts: list[str] = []
+        self.token_texts: list[str] = []
         self._pause = pause
 
     def _vector(self, text: str) -> np.ndarray:
@@ -53,6 +56,14 @@ class FakeEncoder:
 
     def encode_query(self, texts: Sequence[str], *, heads: bool = False, **_: object) -> Embeddings:
         return Embeddings(*self._embed(texts, heads))
+
+    def encode_tokens(self, texts: Sequence[str], *, query: bool = False, **_: object) -> TokenVectors:
+        self.token_texts += texts
+        words = [[(found.group(), found.span()) for found in re.finditer(r"\S+", text)] for text in texts]
+        flat = np.array([self._vector(word) for line in words for word, _ in line], dtype=np.float32)
+        spans = np.array([span for line in words for _, span in line], dtype=np.int64).reshape(-1, 2)
+        offsets = np.cumsum([0, *(len(line) for line in words)])
+        return TokenVectors(flat.reshape(-1, self.dim), offsets, spans)
 
     def cut(self, text: str) -> list[tuple[int, int]]:
         """Character spans of ``words`` words that cover the text."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from polyhead.embed import Encoder
     from polyhead.search.engine import Hit, SearchResult
     from polyhead.search.index import Index, UpdateReport
+    from polyhead.search.late.store import TokenReport
 
 PATH = typer.Argument(
     help="A folder, or one file: .txt .md .rst .html .pdf .docx .json .jsonl .csv .py", show_default=False
@@ -29,6 +30,7 @@ INCLUDE = typer.Option(None, "--include", help="Only files that match this glob;
 EXCLUDE = typer.Option(None, "--exclude", help="Leave out files and folders that match this glob; may be given again.")
 JSON = typer.Option(False, "--json", help="Print JSON on standard output and nothing else.")
 EXCERPT = 240
+WORDS = 12
 
 
 def index(
@@ -39,6 +41,10 @@ def index(
     text_field: str = TEXT_FIELD,
     include: list[str] = INCLUDE,
     exclude: list[str] = EXCLUDE,
+    tokens: bool = typer.Option(
+        False, "--tokens", help="Keep a vector of every token too, for --strategy late: slow to make, and large."
+    ),
+    token_precision: str = typer.Option("float16", "--token-precision", help="float16 or int8, of these vectors."),
     rebuild: bool = typer.Option(
         False, "--rebuild", help="Drop the index and make it again, for instance with --model."
     ),
@@ -63,8 +69,9 @@ def index(
             rebuild=rebuild,
             progress=progress,
         )
+    made = _make_tokens(target, encoder, token_precision) if tokens else None
     if json_output:
-        print_json({"index": target.uri, **report.to_json()})
+        print_json({"index": target.uri, **report.to_json(), **({"tokens": vars(made)} if made else {})})
         return
     _show_report(report, target.uri)
 
@@ -75,7 +82,7 @@ def search(
         help="What you want to know; it may ask for several things at once.", show_default=False
     ),
     k: int = typer.Option(10, "-k", help="How many documents."),
-    strategy: str = typer.Option("aspects", "--strategy", help="aspects, dense, heads, vote or parts."),
+    strategy: str = typer.Option("aspects", "--strategy", help="aspects, dense, heads, vote, parts or late."),
     where: str = typer.Option(
         None, "--where", help="Filter, for instance \"kind = 'pdf' AND modified >= '2026-01-01'\"."
     ),
@@ -107,7 +114,9 @@ def search(
     report = None
     if not no_update:
         report = _update_for_search(target, path, encoder, model, text_field, include, exclude)
-    result = search_index(target, query, encoder(), k=k, by=chosen, where=where, language=language)
+    if chosen.uses_tokens and not no_update:
+        _make_tokens(target, encoder, "float16")
+    result = search_index(target, query, encoder(), k=k, by=chosen, where=where, language=language, update_tokens=False)
     if json_output:
         print_json({**result.to_json(), "update": report.to_json() if report else None})
         return
@@ -170,6 +179,33 @@ def _update_for_search(
     return report
 
 
+def _make_tokens(target: Index, encoder: Callable[[], Encoder], precision: str) -> TokenReport | None:
+    """Bring the token vectors up to date, and say what that was for where it took time."""
+    from polyhead.errors import IndexBusyError
+
+    first = not target.tokens.exists()
+    if first:
+        errors.print(
+            f"Making a vector of every token of {_count(target.store.count(), 'chunk')}, once: slower than indexing, "
+            "and many times its size. Later runs encode only what changed.",
+            highlight=False,
+        )
+    try:
+        with progress_bar("Token vectors", "chunks") as progress:
+            report = target.update_tokens(encoder(), precision=precision, progress=progress)  # type: ignore[arg-type]
+    except IndexBusyError as busy:
+        if first:
+            raise
+        errors.print(f"[yellow]{escape(str(busy))} Searching the token vectors there are.[/]")
+        return None
+    if report.encoded or report.removed:
+        errors.print(
+            f"Token vectors of {_count(report.total, 'chunk')}: {report.encoded:,} encoded, {report.removed:,} removed",
+            highlight=False,
+        )
+    return report
+
+
 def _show_report(report: UpdateReport, uri: str, to: object = console) -> None:
     out = to if to is errors else console
     out.print(
@@ -224,4 +260,8 @@ def _show_hit(hit: Hit, explain: bool) -> None:
         heads = ", ".join(f"L{h.layer}H{h.head} {h.share:.0%}" for h in hit.heads)
         terms = ", ".join(f"{name} {value:.2f}" for name, value in hit.terms.items() if value)
         spoke = f"heads {heads}; " if heads else ""
+        if hit.words:
+            met = sorted(hit.words, key=lambda word: -word.similarity)[:WORDS]
+            said = ", ".join(f"{word.query} → {word.document} {word.similarity:.2f}" for word in met)
+            console.print(Padding(f"[dim]words {escape(said)}[/]", (0, 0, 0, 4)), highlight=False)
         console.print(Padding(f"[dim]{spoke}cosine {hit.similarity:.2f}; {terms}[/]", (0, 0, 0, 4)), highlight=False)

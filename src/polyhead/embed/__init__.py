@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from polyhead.embed.encoder import Encoder
+from polyhead.embed.tokens import TokenVectors
 from polyhead.embed.types import ChunkEmbeddings, Embeddings, LongTextWarning, Progress
 
-__all__ = ["ChunkEmbeddings", "Embeddings", "Encoder", "LongTextWarning", "Progress"]
+__all__ = ["ChunkEmbeddings", "Embeddings", "Encoder", "LongTextWarning", "Progress", "TokenVectors"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from polyhead.embed.batching import token_batches
+from polyhead.embed.batching import Batch, token_batches
 from polyhead.embed.cache import EncoderCache, cpu_has_bf16, installed_version
 from polyhead.embed.facts import ModelFacts, learn_facts
 from polyhead.embed.folder import Recipe
@@ -114,6 +114,23 @@ class Backends:
         self._use(best["backend"], best["precision"])
         self._settled = True
         return choice
+
+    @property
+    def token_dim(self) -> int:
+        """Numbers in a token's last state."""
+        return int(self._model.hidden_size)
+
+    def token_states(self, batch: Batch) -> np.ndarray:
+        """The model's last token states ``[batch, tokens, hidden]`` float32, of torch: exports give pooled vectors."""
+        import torch
+
+        with torch.inference_mode():
+            ids, mask = (torch.from_numpy(each).to(self._model.device) for each in (batch.ids, batch.mask))
+            return self._token_graph.states(ids, mask).float().cpu().numpy()
+
+    @cached_property
+    def _token_graph(self) -> EncoderGraph:
+        return self._graph(self._model)
 
     @property
     def _question(self) -> str:

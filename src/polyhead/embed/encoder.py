@@ -16,6 +16,7 @@ from polyhead.embed.engine import Engine, Job, Window
 from polyhead.embed.facts import ModelFacts
 from polyhead.embed.fingerprint import fingerprint_of
 from polyhead.embed.folder import read_recipe
+from polyhead.embed.tokens import TokenVectors, token_vectors
 from polyhead.embed.types import ChunkEmbeddings, Embeddings, LongTextWarning, OnLong, Progress
 from polyhead.errors import InputError
 from polyhead.hub import DEFAULT_MODEL, resolve
@@ -283,6 +284,23 @@ class Encoder:
         for first in range(0, len(texts), window):
             report = _shifted(progress, first, len(texts))
             yield first, self._engine.encode(texts[first : first + window], job, report, first)
+
+    def encode_tokens(
+        self, texts: Sequence[str], *, query: bool = False, progress: Progress | None = None
+    ) -> TokenVectors:
+        """A vector of length 1 for every token of every text: its last state. Special tokens and prompts are left out.
+
+        Longer texts than the model takes are read in pieces, and no token is lost. Runs on torch in any case.
+
+        Args:
+            texts: what to encode.
+            query: whether these are questions, which have a prompt of their own in some folders.
+            progress: called with texts done and texts in all.
+        """
+        named = [self.prompts[name] for name in ("document", "passage", "corpus") if name in self.prompts]
+        asked = self.prompts.get("query") if query else (named[0] if named else None)
+        prompt = self._engine.prompt(asked)
+        return token_vectors(_strings(texts), prompt, self._engine.tokenizer, self._backends, progress)
 
     def encode_token_ids(
         self,

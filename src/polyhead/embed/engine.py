@@ -100,7 +100,7 @@ class Engine:
         Raises:
             InputError: a text is too long and the job says "error".
         """
-        prompt = self._prompt(job.prompt)
+        prompt = self.prompt(job.prompt)
         skip = self.tokenizer.prompt_length(prompt) if prompt and not self._recipe.include_prompt else 0
         pieces: list[tuple[int, Chunk]] = []
         long = 0
@@ -176,7 +176,8 @@ class Engine:
         shape = (count, len(facts.layers), facts.heads, facts.head_dim)
         return Embeddings(np.zeros((count, facts.dim), np.float32), np.zeros(shape, np.float32) if heads else None)
 
-    def _prompt(self, prompt: str | None) -> str:
+    def prompt(self, prompt: str | None) -> str:
+        """What is put in front of texts where ``prompt`` was asked for; None means the folder's default."""
         if prompt is not None:
             return prompt
         name, known = self._recipe.default_prompt, self._recipe.prompts

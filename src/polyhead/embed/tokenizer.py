@@ -43,6 +43,22 @@ class TextTokenizer:
         ids = self._tokenizer.encode(prompt).ids
         return len(ids) - 1 if ids and ids[-1] in self._special else len(ids)
 
+    def content(self, text: str, prompt: str = "") -> tuple[np.ndarray, tuple[int, int], np.ndarray, list[int | None]]:
+        """A text token by token, nothing cut.
+
+        Returns:
+            ids ``[tokens]`` with prompt and special tokens; the first token of the text itself and one past its last;
+            the characters ``[own tokens, 2]`` of the text that each of these stands for; and the number of its word.
+        """
+        encoded = self._tokenizer.encode(prompt + text)
+        own = [at for at, sequence in enumerate(encoded.sequence_ids) if sequence is not None]
+        first, past = (own[0], own[-1] + 1) if own else (0, 0)
+        while first < past and encoded.offsets[first][1] <= len(prompt):
+            first += 1
+        spans = np.asarray(encoded.offsets[first:past], dtype=np.int64).reshape(-1, 2) - len(prompt)
+        ids = np.asarray(encoded.ids, dtype=np.int64)
+        return ids, (first, past), np.maximum(spans, 0), encoded.word_ids[first:past]
+
     def truncate(self, text: str, prompt: str) -> Chunk:
         """The beginning of a text, as much as the model takes."""
         return self._pieces(text, prompt, lambda words, capacity: [(0, min(len(words), capacity))])[0]

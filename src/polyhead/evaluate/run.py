@@ -12,9 +12,9 @@ import numpy as np
 from polyhead import __version__
 from polyhead.evaluate.datasets import RetrievalData, load_retrieval
 from polyhead.evaluate.retrieval import RetrievalReport, evaluate_runs
+from polyhead.search.heads import head_statistics, prepare_heads
 from polyhead.search.late.muvera import default_encoder
 from polyhead.search.late.rows import ArrayLate
-from polyhead.search.heads import head_statistics, prepare_heads
 from polyhead.search.query import encode_queries
 from polyhead.search.strategies import STRATEGIES, Strategy, strategy
 from polyhead.search.view import ArrayView
@@ -48,7 +48,9 @@ def evaluate_retrieval(
         progress: called with texts encoded and texts to encode.
     """
     found = load_retrieval(data) if isinstance(data, str) else data
-    chosen = [strategy(one) for one in strategies or [name for name, kind in STRATEGIES.items() if not kind.uses_tokens]]
+    chosen = [
+        strategy(one) for one in strategies or [name for name, kind in STRATEGIES.items() if not kind.uses_tokens]
+    ]
     runs = rank_all(found, encoder, chosen, progress=progress)
     meta = {
         "model": encoder.name,

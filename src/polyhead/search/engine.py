@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from polyhead.errors import InputError
+from polyhead.search.late.words import WordMatch, token_text, word_matches
 from polyhead.search.query import encode_queries
 from polyhead.search.strategies import DEFAULT_STRATEGY, Strategy, strategy
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from polyhead.embed import Encoder
     from polyhead.search.index import Index
+    from polyhead.search.query import EncodedQuery
     from polyhead.search.strategies import HeadShare, Reason
 
 __all__ = ["Hit", "SearchResult", "search_index"]
@@ -34,6 +36,7 @@ class Hit:
         similarity: cosine between that part and the chunk.
         heads: the heads that agreed most, by the model's own layer numbers, counted from 0.
         terms: the numbers behind the score, by name.
+        words: which word of the question met which word of the document, in the question's order ("late" alone).
     """
 
     rank: int
@@ -50,12 +53,13 @@ class Hit:
     similarity: float
     heads: tuple[HeadShare, ...]
     terms: dict[str, float]
+    words: tuple[WordMatch, ...] = ()
     attributes: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
         heads = [{"layer": h.layer, "head": h.head, "cosine": h.cosine, "share": h.share} for h in self.heads]
-        return {**vars(self), "heads": heads}
+        return {**vars(self), "heads": heads, "words": [vars(word) for word in self.words]}
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ def search_index(
     by: str | Strategy = DEFAULT_STRATEGY,
     where: str | None = None,
     language: str = "en",
+    update_tokens: bool = True,
 ) -> SearchResult:
     """The ``k`` best documents for a question.
 
@@ -101,6 +106,8 @@ def search_index(
         by: a strategy or its name.
         where: a filter, for instance ``"kind = 'pdf' AND modified >= '2026-01-01'"``.
         language: ISO 639-1 code for cutting the question into sentences.
+        update_tokens: where the strategy needs token vectors, whether missing ones are made first, which can take as
+            long as making the index; else chunks without them are not looked at, and the plan says how many.
 
     Raises:
         InputError: an empty question, ``k`` below 1, an unknown strategy, a filter that cannot be read.
@@ -110,10 +117,16 @@ def search_index(
         raise InputError(f"k is {k}: ask for at least 1 document.")
     chosen = strategy(by)
     index.check(encoder)
+    if chosen.uses_tokens and update_tokens:
+        index.update_tokens(encoder)
     view = index.view(where)
+    if chosen.uses_tokens:
+        view.late = index.tokens.view(view)
     started = time.perf_counter()
     mean = index.meta.head_mean if chosen.uses_heads else None
-    encoded = encode_queries([query], encoder, head_mean=mean, parts=chosen.uses_parts, language=language)[0]
+    encoded = encode_queries(
+        [query], encoder, head_mean=mean, parts=chosen.uses_parts, tokens=chosen.uses_tokens, language=language
+    )[0]
     asked = time.perf_counter()
     if view.n == 0:
         return SearchResult(query, chosen.name, [], "nothing to rank", view.plan, len(encoded.parts), {})
@@ -121,7 +134,7 @@ def search_index(
     seconds = {"encode": asked - started, "rank": time.perf_counter() - asked}
     layers = encoder.head_layers
     hits = [
-        _hit(number, row, float(score), reason, encoded.parts[reason.part].text if reason.part else None, layers)
+        _hit(number, row, float(score), reason, encoded, layers)
         for number, (row, score, reason) in enumerate(
             zip(view.fetch(ranking.rows), ranking.scores, ranking.reasons, strict=True), start=1
         )
@@ -130,7 +143,7 @@ def search_index(
 
 
 def _hit(
-    rank: int, row: dict[str, Any], score: float, reason: Reason, answers: str | None, layers: Sequence[int]
+    rank: int, row: dict[str, Any], score: float, reason: Reason, query: EncodedQuery, layers: Sequence[int]
 ) -> Hit:
     return Hit(
         rank=rank,
@@ -143,9 +156,10 @@ def _hit(
         start=row["start"],
         end=row["end"],
         text=row["text"],
-        answers=answers,
+        answers=query.parts[reason.part].text if reason.part else None,
         similarity=reason.similarity,
         heads=tuple(replace(share, layer=layers[share.layer]) for share in reason.heads),
         terms=reason.terms,
+        words=word_matches(query.text, token_text(row["title"], row["start"], row["text"]), reason.matches),
         attributes=json.loads(row["attributes"]) if row["attributes"] else {},
     )

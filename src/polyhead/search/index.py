@@ -17,6 +17,7 @@ from polyhead.search.ingest import SUPPORTED, ReadProblem, ScanResult, scan
 
 if TYPE_CHECKING:
     from polyhead.embed import Encoder
+    from polyhead.search.late.store import Precision, TokenReport, TokenStore
     from polyhead.search.planner import SearchLimits, StoredView
     from polyhead.search.schema import IndexMeta
     from polyhead.search.store import Store
@@ -89,6 +90,7 @@ class Index:
         self.uri = str(uri)
         self.storage_options = storage_options
         self._store: Store | None = None
+        self._tokens: tuple[Store, TokenStore] | None = None
 
     @classmethod
     def open(cls, uri: str | Path, *, storage_options: dict[str, str] | None = None) -> Index:
@@ -185,6 +187,37 @@ class Index:
             report = Update(self, found, settings, encoder_factory, progress).run(exists)
         report.seconds = time.perf_counter() - started
         return report
+
+    @property
+    def tokens(self) -> TokenStore:
+        """Its token vectors, which late interaction searches with; there are none until they are asked for."""
+        from polyhead.search.late.store import TokenStore
+
+        if self._tokens is None or self._tokens[0] is not self.store:
+            self._tokens = self.store, TokenStore(self.store)
+        return self._tokens[1]
+
+    def update_tokens(
+        self, encoder: Encoder, *, precision: Precision = "float16", progress: Progress | None = None
+    ) -> TokenReport:
+        """Make the token vectors of all chunks, or bring them up to date; only new and changed chunks are encoded.
+
+        Written in batches, each committed: interrupted or killed, the next run goes on from there. They take about
+        ``2 * dim`` bytes a token (``dim`` in int8), many times the size of the rest of the index.
+
+        Args:
+            encoder: the one the index was made with.
+            precision: "float16" or "int8", of the vectors, where there are none yet.
+            progress: called with chunks done and to do.
+
+        Raises:
+            IndexMismatchError: another encoder than the index's. IndexBusyError: another process is writing it.
+        """
+        self.check(encoder)
+        if self.tokens.exists() and not self.tokens.outdated():
+            return self.tokens.report()
+        with self._writing():
+            return self.tokens.update(encoder, precision=precision, progress=progress)
 
     def adopt(self, store: Store) -> None:
         """Use ``store`` from now on (a new index replaced the old one)."""

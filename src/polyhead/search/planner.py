@@ -16,6 +16,7 @@ from polyhead.search.filters import COLUMNS, compile_filter
 from polyhead.search.view import SPREAD_SAMPLE, spread_of, top_k
 
 if TYPE_CHECKING:
+    from polyhead.search.late.rows import LateRows
     from polyhead.search.store import Store
 
 __all__ = ["ExactView", "IndexView", "SearchLimits", "StoredView", "open_view"]
@@ -134,6 +135,7 @@ class StoredView(ABC):
         self.documents = documents
         self.head_importance = store.meta.head_importance
         self.plan = plan
+        self.late: LateRows | None = None
         self._store = store
         self._table = table
         self._row_ids = row_ids
@@ -168,6 +170,15 @@ class StoredView(ABC):
             return []
         records = self._take(unique, RECORD_COLUMNS).select(RECORD_COLUMNS).to_pylist()
         return [dict(records[i]) for i in inverse]
+
+    def row_keys(self) -> list[tuple[str, str]]:
+        """Id and content hash of every row."""
+        with told(self._store.uri, "read"):
+            found = _scan(self._table, None, ["id", "content_hash"]).to_arrow()
+        given = found["_rowid"].to_numpy()
+        order = np.argsort(given, kind="stable")
+        found = found.take(order[np.searchsorted(given[order], self._row_ids)])
+        return list(zip(found["id"].to_pylist(), found["content_hash"].to_pylist(), strict=True))
 
     def _take(self, rows: np.ndarray, columns: list[str]) -> Any:
         """The columns of ``rows``, in their order (LanceDB gives them in its own)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +14,7 @@ from polyhead.search.heads import prepare_heads
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from polyhead.embed import Encoder
+    from polyhead.embed import Encoder, TokenVectors
 
 __all__ = ["EncodedQuery", "encode_queries", "query_parts"]
 
@@ -34,6 +34,7 @@ class EncodedQuery:
         dense: ``[parts, dim]`` float32 vectors as the encoder gives them.
         heads: ``[parts, layers * heads * head_dim]`` float32, centred and unit-normalised per head, or None.
         head_shape: ``(layers, heads, head_dim)``.
+        tokens: the token vectors of the whole question with their places in it, or None.
     """
 
     text: str
@@ -42,12 +43,13 @@ class EncodedQuery:
     dense: np.ndarray
     heads: np.ndarray | None
     head_shape: tuple[int, int, int]
+    tokens: TokenVectors | None = None
 
     @property
     def whole(self) -> EncodedQuery:
         """The same question with no parts but itself."""
         heads = None if self.heads is None else self.heads[:1]
-        return EncodedQuery(self.text, self.parts[:1], self.coverage[:1], self.dense[:1], heads, self.head_shape)
+        return replace(self, parts=self.parts[:1], coverage=self.coverage[:1], dense=self.dense[:1], heads=heads)
 
 
 def query_parts(text: str, *, language: str = "en") -> tuple[Part, ...]:
@@ -84,6 +86,7 @@ def encode_queries(
     *,
     head_mean: np.ndarray | None = None,
     parts: bool = True,
+    tokens: bool = False,
     language: str = "en",
 ) -> list[EncodedQuery]:
     """Encode questions with all their parts in one batch.
@@ -93,6 +96,7 @@ def encode_queries(
         encoder: gives ``encode_query(texts, heads=...)``.
         head_mean: ``[layers, heads, head_dim]`` mean of the indexed head vectors; None leaves head vectors out.
         parts: False keeps only the whole question.
+        tokens: whether to give token vectors of the whole question too.
         language: ISO 639-1 code for the sentence segmenter.
     """
     split = [query_parts(text, language=language) for text in texts]
@@ -104,9 +108,13 @@ def encode_queries(
     prepared = None
     if head_mean is not None and encoded.heads is not None:
         prepared = prepare_heads(encoded.heads, head_mean)
+    by_token = encoder.encode_tokens(texts, query=True) if tokens else None
     result = []
-    for text, pieces in zip(texts, split, strict=True):
+    for number, (text, pieces) in enumerate(zip(texts, split, strict=True)):
         rows = np.array([place[piece.text] for piece in pieces])
         heads = None if prepared is None else prepared[rows]
-        result.append(EncodedQuery(text, pieces, _coverage(pieces), encoded.dense[rows], heads, encoder.head_shape))
+        words = None if by_token is None else by_token.take(np.array([number]))
+        result.append(
+            EncodedQuery(text, pieces, _coverage(pieces), encoded.dense[rows], heads, encoder.head_shape, words)
+        )
     return result

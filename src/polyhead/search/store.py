@@ -149,6 +149,16 @@ class Store:
             metadata = self._files.schema.field("path").metadata or {}
         return dict(json.loads(metadata.get(_SETTINGS_KEY.encode(), b"{}")))
 
+    @property
+    def connection(self) -> Any:
+        """LanceDB's connection, for the tables that stand beside the chunks."""
+        return self._connection
+
+    def table_names(self) -> set[str]:
+        """Names of the tables at ``uri``."""
+        with told(self.uri, "read"):
+            return _names(self._connection)
+
     def count(self, where: str | None = None) -> int:
         """How many chunks there are, or how many pass a filter (:func:`compile_filter`)."""
         with told(self.uri, "read"):
@@ -158,7 +168,7 @@ class Store:
 
     def upsert(self, rows: pa.Table) -> None:
         """Insert rows of :func:`chunk_schema`, replacing those with the same id; one commit."""
-        self._merge(self._chunks, "id", rows)
+        self.merge_rows(self._chunks, "id", rows)
 
     def amend(self, columns: pa.Table) -> None:
         """Replace some columns (``id`` and others) of existing rows; one commit; unknown ids are left out."""
@@ -166,19 +176,19 @@ class Store:
 
     def delete_ids(self, ids: Sequence[str]) -> None:
         """Remove chunks by id."""
-        self._delete(self._chunks, "id", ids)
+        self.delete_rows(self._chunks, "id", ids)
 
     def delete_paths(self, paths: Sequence[str]) -> None:
         """Remove all chunks of files."""
-        self._delete(self._chunks, "path", paths)
+        self.delete_rows(self._chunks, "path", paths)
 
     def put_files(self, rows: pa.Table) -> None:
         """Record what became of files; replaces earlier records of the same paths."""
-        self._merge(self._files, "path", rows)
+        self.merge_rows(self._files, "path", rows)
 
     def delete_files(self, paths: Sequence[str]) -> None:
         """Forget files."""
-        self._delete(self._files, "path", paths)
+        self.delete_rows(self._files, "path", paths)
 
     def recreate(self, meta: IndexMeta, rows: pa.Table) -> None:
         """Replace all chunks and the meta data in one commit; files stay."""
@@ -195,12 +205,14 @@ class Store:
         self._commit(lambda: self._files.update_field_metadata({"path": "path", "metadata": packed}))
         self._meta = replace(self._meta, settings=settings)
 
-    def _merge(self, table: Any, key: str, rows: pa.Table) -> None:
+    def merge_rows(self, table: Any, key: str, rows: pa.Table) -> None:
+        """Insert rows into a table of this index, replacing those with the same ``key``; one commit."""
         if rows.num_rows:
             merge = table.merge_insert(key).when_matched_update_all().when_not_matched_insert_all()
             self._commit(lambda: merge.execute(rows))
 
-    def _delete(self, table: Any, column: str, values: Sequence[str]) -> None:
+    def delete_rows(self, table: Any, column: str, values: Sequence[str]) -> None:
+        """Remove the rows of a table of this index that have one of ``values`` in ``column``."""
         for start in range(0, len(values), IDS_AT_ONCE):
             listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values[start : start + IDS_AT_ONCE])
             self._commit(lambda listed=listed: table.delete(f"`{column}` IN ({listed})"))  # type: ignore[misc]

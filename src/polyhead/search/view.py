@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from polyhead.search.heads import random_pairs
+
+if TYPE_CHECKING:
+    from polyhead.search.late.rows import LateRows
 
 __all__ = ["ArrayView", "View", "spread_of", "top_k"]
 
@@ -44,6 +47,11 @@ class View(Protocol):
         """Standard deviation of the inner products of random pairs of dense vectors: the yardstick of similarity."""
         ...
 
+    @property
+    def late(self) -> LateRows | None:
+        """The token vectors of the rows, or None where they were not asked for."""
+        ...
+
     def nearest(self, queries: np.ndarray, column: str, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``[m, k]`` int64 and inner products ``[m, k]`` float32 for ``queries [m, d]``; best first, -1 pads."""
         ...
@@ -66,6 +74,7 @@ class ArrayView:
         documents: ``[n]`` document numbers; None where every row is its own document.
         head_importance: ``[layers, heads]`` or None.
         records: the stored fields of each row, or a function that fetches them by row numbers.
+        late: token vectors of the rows, or None.
     """
 
     def __init__(
@@ -77,8 +86,10 @@ class ArrayView:
         head_importance: np.ndarray | None = None,
         records: Any = None,
         plan: str | None = None,
+        late: LateRows | None = None,
     ) -> None:
         self.n = len(dense)
+        self.late = late
         self._columns = {"dense": dense}
         if heads is not None:
             self._columns["heads"] = heads

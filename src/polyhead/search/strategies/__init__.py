@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from polyhead.errors import InputError
 from polyhead.search.strategies.aspects import Aspects
-from polyhead.search.strategies.base import HeadShare, Ranking, Reason, Strategy
+from polyhead.search.strategies.base import HeadShare, Ranking, Reason, Strategy, TokenMatch
 from polyhead.search.strategies.dense import Dense
 from polyhead.search.strategies.heads import Heads
+from polyhead.search.strategies.late import Late
 from polyhead.search.strategies.parts import Parts
 from polyhead.search.strategies.vote import Vote
 
@@ -17,15 +18,17 @@ __all__ = [
     "Dense",
     "HeadShare",
     "Heads",
+    "Late",
     "Parts",
     "Ranking",
     "Reason",
     "Strategy",
+    "TokenMatch",
     "Vote",
     "strategy",
 ]
 
-STRATEGIES: dict[str, type[Strategy]] = {cls.name: cls for cls in (Aspects, Dense, Heads, Vote, Parts)}
+STRATEGIES: dict[str, type[Strategy]] = {cls.name: cls for cls in (Aspects, Dense, Heads, Vote, Parts, Late)}
 DEFAULT_STRATEGY = Aspects.name
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "Ranking",
     "Reason",
     "Strategy",
+    "TokenMatch",
     "best_per_document",
     "candidate_rows",
     "documents_near",
@@ -37,6 +38,18 @@ class HeadShare:
 
 
 @dataclass(frozen=True)
+class TokenMatch:
+    """A token of the question and the token of the row that it met: their characters, and their cosine.
+
+    ``row`` counts in the row's text as it was encoded (:func:`polyhead.search.late.words.token_text`).
+    """
+
+    query: tuple[int, int]
+    row: tuple[int, int]
+    similarity: float
+
+
+@dataclass(frozen=True)
 class Reason:
     """Why a row is in the ranking.
 
@@ -45,12 +58,14 @@ class Reason:
         similarity: cosine of that part's dense vector with the row's.
         heads: the heads that agreed most, best first; empty where the strategy had no head vectors.
         terms: the numbers behind the score, by name.
+        matches: which token met which, for strategies over tokens.
     """
 
     part: int
     similarity: float
     heads: tuple[HeadShare, ...] = ()
     terms: dict[str, float] = field(default_factory=dict)
+    matches: tuple[TokenMatch, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,7 @@ class Strategy(ABC):
     summary: ClassVar[str]
     uses_parts: ClassVar[bool] = False
     uses_heads: ClassVar[bool] = False
+    uses_tokens: ClassVar[bool] = False
 
     @abstractmethod
     def rank(self, query: EncodedQuery, view: View, k: int) -> Ranking:
