@@ -77,6 +77,24 @@ def test_options_reach_the_task_and_the_table_is_for_people(run, files, tmp_path
     assert 0 < json.loads(clusters.stdout)["results"]["letters"]["v_measure"]["value"] < 1
 
 
+def test_embedders_are_compared_with_what_might_explain_them(run, tmp_path):
+    data = retrieval()
+    files = {"corpus": data.corpus, "queries": data.queries}
+    for name, texts in files.items():
+        lines = [json.dumps({"_id": key, "text": text}) for key, text in texts.items()]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    judged = [(q, d, grade) for q, grades in data.qrels.items() for d, grade in grades.items()]
+    lines = [json.dumps({"query-id": q, "corpus-id": d, "score": grade}) for q, d, grade in judged]
+    (tmp_path / "qrels.jsonl").write_text("\n".join(lines))
+    options = ("--data", str(tmp_path), "--k", "3", "--model", "letters", "--model", "coarse")
+    report = json.loads(run("embedders", *options, "--json").stdout)
+    assert set(report["results"]["letters"]) == {"accuracy@1", "accuracy@3"}
+    assert set(report["facts"]) == {"letters", "coarse"}
+    shown = run("embedders", *options).stdout
+    assert "isoscore" in shown
+    assert "accuracy@3" in shown
+
+
 def test_several_models_on_retrieval_are_rows_of_one_corrected_table():
     models = {"good": FakeEncoder(seed=0), "short": FakeEncoder(seed=1, words=1)}
     report = evaluate_models(retrieval(), models)

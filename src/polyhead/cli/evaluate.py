@@ -10,6 +10,7 @@ from polyhead.cli.show import console, print_json, progress_bar
 
 if TYPE_CHECKING:
     from polyhead.embed import Encoder
+    from polyhead.evaluate.compass import CompassReport
     from polyhead.evaluate.report import Report
 
 app = typer.Typer(
@@ -162,6 +163,27 @@ def reranking(
     _task("reranking", data, model, backend, limit, seed, out, json_output)
 
 
+@app.command("embedders")
+def embedders(
+    data: str = typer.Option(..., "--data", help="mrag-wikipedia, cranfield, limit-small, or a folder in BEIR format."),
+    k: int = typer.Option(5, "--k", help="Passages looked at."),
+    model: list[str] = _MODEL,
+    backend: str = _BACKEND,
+    seed: int = _SEED,
+    out: str = _OUT,
+    json_output: bool = _JSON,
+) -> None:
+    """Which encoder for this domain? Accuracy with intervals and tests, thresholds, overlaps and isotropy.
+
+    Example: `polyhead evaluate embedders --data cranfield --model all-MiniLM-L6-v2 --model gemma-3-270m`
+    """
+    from polyhead.evaluate.compass import compare_embedders
+    from polyhead.evaluate.datasets import load_retrieval
+
+    found = compare_embedders(load_retrieval(data), _encoders(model, backend), k=k, seed=seed)
+    _show(found, out, json_output)
+
+
 def _task(
     task: str,
     data: str,
@@ -190,7 +212,7 @@ def _encoders(model: list[str] | None, backend: str) -> dict[str, Encoder]:
     return named([Encoder(name, backend=backend) for name in model or [DEFAULT_MODEL]])  # type: ignore[arg-type]
 
 
-def _show(report: Report, out: str | None, json_output: bool) -> None:
+def _show(report: Report | CompassReport, out: str | None, json_output: bool) -> None:
     import json
     from pathlib import Path
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from polyhead.evaluate.statistics import Interval, bootstrap_of
 from polyhead.evaluate.sts import spearman
 from polyhead.evaluate.vectors import Encodes, unit, vectors
 from polyhead.papers import paper
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 __all__ = ["CompassReport", "SimilarityThreshold", "compare_embedders", "domain_shift", "overlap"]
 
@@ -136,6 +139,16 @@ class CompassReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values for ``--json``."""
         return {**self.accuracy.to_json(), "facts": self.facts}
+
+    def table(self) -> Table:
+        """Accuracies as :meth:`polyhead.evaluate.report.Report.table` shows them, the facts below."""
+        from rich.markup import escape
+
+        table = self.accuracy.table()
+        table.add_section()
+        for fact in next(iter(self.facts.values())):
+            table.add_row(escape(fact), "", *(f"{facts[fact]:.3g}" for facts in self.facts.values()))
+        return table
 
 
 @paper("telecom-compass")
