@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -202,6 +203,7 @@ class HeadedModel:
         thread = threading.get_ident()
         counts: dict[int, int] = {}
         slots = {(id(layer.output_projection), layer.call): layer for layer in self.attention_layers}
+        calls = Counter(of for of, _ in slots)
 
         def restart(*_: Any) -> None:
             if threading.get_ident() == thread:
@@ -210,7 +212,8 @@ class HeadedModel:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
             if threading.get_ident() != thread:
                 return None
-            call = counts.get(id(module), -1) + 1
+            # Anew after the last one too: sentence-transformers calls `forward` itself, past the hook that restarts.
+            call = (counts.get(id(module), -1) + 1) % calls[id(module)]
             counts[id(module)] = call
             layer = slots.get((id(module), call))
             if layer is None or layer.index not in chosen:

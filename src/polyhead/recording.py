@@ -140,9 +140,10 @@ def _layer_counter(model: HeadedModel, chosen: set[int]) -> Iterator[Callable[[n
         slots = order.get(id(module))
         if slots is None:
             return None
-        call = counts.get(id(module), -1) + 1
+        # Anew after the last one too: who calls the model's `forward` itself goes past the hook that restarts.
+        call = (counts.get(id(module), -1) + 1) % len(slots)
         counts[id(module)] = call
-        return slots[call] if call < len(slots) and slots[call].index in chosen else None
+        return slots[call] if slots[call].index in chosen else None
 
     def restart(*_: Any) -> None:
         if threading.get_ident() == thread:
@@ -215,6 +216,7 @@ def token_hooks(model: HeadedModel, recording: Recording) -> Iterator[None]:
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if threading.get_ident() == thread:
             states = args[0] if args else kwargs["hidden_states"]
+            position["next"] %= len(blocks)
             recording._tokens[position["next"]] = states
 
     def after(module: nn.Module, args: Any, output: Any) -> None:

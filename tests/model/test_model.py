@@ -64,6 +64,22 @@ def test_hooks_are_removed_even_after_an_error(bert):
     assert bert.config._attn_implementation == kernel
 
 
+@pytest.mark.parametrize("family", ["bert", "albert"])
+def test_every_pass_is_seen_where_forward_is_called_itself(family):
+    """As sentence-transformers does, so that no hook of the model tells where a pass begins."""
+    model, inputs, seen = load(tiny(family)), inputs_for(family), []
+    with torch.no_grad(), model.record("heads", "tokens", "attention") as expected:
+        model(**inputs)
+    with torch.no_grad(), model.record("heads", "tokens", "attention") as found:
+        for _ in range(2):
+            with model.tap_heads(lambda layer, z: seen.append(layer)):
+                model.module.forward(**inputs)
+                model.module.forward(**inputs)
+    assert seen == 4 * list(range(model.layers))
+    for name in ("heads", "tokens", "attention"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+
+
 def test_two_threads_record_their_own_passes(bert):
     singles = [{"input_ids": torch.full((1, 4 + i), 5 + i)} for i in range(2)]
     with torch.no_grad():
