@@ -26,7 +26,11 @@ PAIR = {"anchor": "a", "positive": "b"}
         ({**PAIR, "label": 1}, "scored", ["anchor", "positive", "score"]),
         ({**PAIR, "negative": "c"}, "triplets", ["anchor", "positive", "negative_1"]),
         ({**PAIR, "negatives": ["c", "d"]}, "triplets", ["anchor", "positive", "negative_1", "negative_2"]),
-        ({**PAIR, "negative_2": "d", "negative_1": "c"}, "triplets", ["anchor", "positive", "negative_1", "negative_2"]),
+        (
+            {**PAIR, "negative_2": "d", "negative_1": "c"},
+            "triplets",
+            ["anchor", "positive", "negative_1", "negative_2"],
+        ),
         ({"text": "a", "category": "x"}, "labelled", ["text", "label"]),
         ({"sentence": "a"}, "texts", ["text"]),
     ],

@@ -106,7 +106,9 @@ def _table(data: Any) -> dict[str, list[Any]]:
     if isinstance(data, (str, Path)):
         return _from_rows(_rows_of_file(Path(data)), str(data))
     if hasattr(data, "column_names") and isinstance(data.column_names, dict):
-        raise InputError(f"Several splits were given ({', '.join(data.column_names)}); choose one, such as data['train'].")
+        raise InputError(
+            f"Several splits were given ({', '.join(data.column_names)}); choose one, such as data['train']."
+        )
     if hasattr(data, "column_names"):
         return {name: list(data[name]) for name in data.column_names}
     if isinstance(data, Mapping):

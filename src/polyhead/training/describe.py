@@ -26,6 +26,8 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, (np.ndarray, torch.Tensor)):
         array = np.ascontiguousarray(torch.as_tensor(thing).detach().cpu().numpy())
         return f"{array.dtype}{list(array.shape)} {hashlib.sha256(array.tobytes()).hexdigest()[:16]}"
+    if hasattr(thing, "encode"):  # a whole model, such as a teacher
+        return _name(thing)
     if isinstance(thing, nn.Module):
         own = {key: value for key, value in vars(thing).items() if not key.startswith("_") and key != "training"}
         parts = {key: value for key, value in thing.named_children() if key != "model"}

@@ -50,7 +50,9 @@ def soup(
     mixed = {}
     for name, value in states[0].items():
         if value.is_floating_point():
-            total = sum(part * state[name].to(value.device, torch.float64) for part, state in zip(share, states, strict=True))
+            total = sum(
+                part * state[name].to(value.device, torch.float64) for part, state in zip(share, states, strict=True)
+            )
             mixed[name] = torch.as_tensor(total).to(value.dtype)
         else:
             mixed[name] = value

@@ -195,7 +195,9 @@ class Trainer:
             return False
         if not resume:
             state = "a finished run" if record["finished"] else "a run that was begun and can be resumed"
-            raise InputError(f"The folder '{folder}' holds {state}; say resume=True (--resume), or give another folder.")
+            raise InputError(
+                f"The folder '{folder}' holds {state}; say resume=True (--resume), or give another folder."
+            )
         if different := [key for key in settings if record["settings"].get(key) != settings[key]]:
             said = "; ".join(f"{key} was {record['settings'].get(key)}, is now {settings[key]}" for key in different)
             raise InputError(f"The run in '{folder}' was begun with other settings: {said}. Give another folder.")
