@@ -33,7 +33,8 @@ def toy(monkeypatch):
 def test_every_claim_file_is_of_a_paper_that_names_it():
     cards = catalogue()
     for id in claim_ids():
-        assert cards[id].claim_file == f"claims/{id.replace('-', '_')}.py"
+        assert cards[id].claim_file == f"claims/{base.module_of(id)}.py"
+    assert (base.module_of("cd-t"), base.module_of("2dmse")) == ("cd_t", "paper_2dmse")
 
 
 def test_evidence_is_plain_and_says_how_it_was_run(toy):

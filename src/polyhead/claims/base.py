@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import platform
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from polyhead.errors import InputError
 if TYPE_CHECKING:
     from polyhead.model import HeadedModel
 
-__all__ = ["Evidence", "Scale", "Verdict", "claim_ids", "loaded", "run_claim", "verdict_of"]
+__all__ = ["Evidence", "Scale", "Verdict", "claim_ids", "loaded", "module_of", "run_claim", "verdict_of"]
 
 Scale = Literal["smoke", "full"]
 Verdict = Literal["supported", "refuted", "inconclusive", "untestable here"]
@@ -67,11 +68,22 @@ def claim_ids() -> list[str]:
     """Ids of the papers that have a claim file here, sorted."""
     here = Path(__file__).parent
     files = [file.stem for file in here.glob("[!_]*.py") if file.stem not in ("base", "report")]
-    return sorted(name.replace("_", "-") for name in files)
+    return sorted(re.sub(r"^paper-(?=\d)", "", name.replace("_", "-")) for name in files)
+
+
+def module_of(id: str) -> str:
+    """Name of a paper's claim module: the id with ``_`` for ``-``, after ``paper_`` where it begins with a digit.
+
+    Example:
+        >>> module_of("cd-t"), module_of("2dmse")
+        ('cd_t', 'paper_2dmse')
+    """
+    name = id.replace("-", "_")
+    return f"paper_{name}" if name[:1].isdigit() else name
 
 
 def run_claim(id: str, *, scale: Scale = "smoke", seed: int = 0) -> dict[str, Any]:
-    """Run a paper's claim: ``run(scale, seed) -> Evidence`` of ``polyhead/claims/<id with _>.py``.
+    """Run a paper's claim: ``run(scale, seed) -> Evidence`` of ``polyhead/claims/<module_of(id)>.py``.
 
     Args:
         id: of the paper, as in ``polyhead papers``.
@@ -88,7 +100,7 @@ def run_claim(id: str, *, scale: Scale = "smoke", seed: int = 0) -> dict[str, An
         raise InputError(f"No claim '{id}' here; there are {', '.join(claim_ids())}. `polyhead papers {id}` says more.")
     if scale not in ("smoke", "full"):
         raise InputError(f"scale is {scale!r}, expected 'smoke' or 'full'.")
-    run: Callable[[Scale, int], Evidence] = importlib.import_module(f"polyhead.claims.{id.replace('-', '_')}").run
+    run: Callable[[Scale, int], Evidence] = importlib.import_module(f"polyhead.claims.{module_of(id)}").run
     started = time.perf_counter()
     evidence = run(scale, seed)
     return {
