@@ -109,7 +109,6 @@ def test_heads_are_off_in_training_steps_only(policy: Any) -> None:
         zero[-1][1].update((layer, head) for head in range(4) if not z[:, :, head].abs().sum())
 
     body = headed(model)
-    dropout = HeadDropout(1, policy, seed=5)
     hooks = []
     for layer, at in enumerate(body.attention_layers):
 

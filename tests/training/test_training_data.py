@@ -95,5 +95,5 @@ def test_files_and_other_tables(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No file"):
         examples(tmp_path / "b.csv")
     (tmp_path / "c.txt").write_text("x", encoding="utf-8")
-    with pytest.raises(InputError, match="ends in '.txt'"):
+    with pytest.raises(InputError, match=r"ends in '\.txt'"):
         examples(tmp_path / "c.txt")

@@ -219,8 +219,8 @@ def _paired(one: dict[str, list[Any]], negatives: dict[str, list[Any]]) -> Examp
         numbers = _floats("label", one.pop("label"))
         if set(numbers) - {0.0, 1.0}:
             raise InputError(
-                f"Pairs have labels {sorted(set(numbers))[:5]}; a pair's label is 0 or 1. Call a grade 'score'; classes "
-                "go with one text a row."
+                f"Pairs have labels {sorted(set(numbers))[:5]}; a pair's label is 0 or 1. Call a grade 'score'; "
+                "classes go with one text a row."
             )
         one["score"] = numbers
     if negatives:

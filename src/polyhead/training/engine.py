@@ -46,7 +46,7 @@ class ShuffledBatches(DefaultBatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.sampler), generator=generator).tolist()  # type: ignore[arg-type]
+        order = torch.randperm(len(self.sampler), generator=generator).tolist()
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
 
@@ -60,7 +60,7 @@ class LabelBatches(DefaultBatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        labels = torch.tensor(self.sampler["label"])  # type: ignore[call-overload]
+        labels = torch.tensor(self.sampler["label"])
         pairs: list[list[int]] = []
         single: list[int] = []
         for label in labels.unique().tolist():
@@ -102,7 +102,7 @@ class Engine(SentenceTransformerTrainer):
                 return super().training_step(model, inputs, num_items_in_batch)
             return self._cached_step(model, self._prepare_inputs(inputs))
 
-    def compute_loss_context_manager(self) -> AbstractContextManager[None]:
+    def compute_loss_context_manager(self) -> ExitStack:
         """bfloat16 for whatever a loss runs of the model, not for its ``forward`` alone."""
         stack = ExitStack()
         stack.enter_context(super().compute_loss_context_manager())

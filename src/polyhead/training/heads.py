@@ -88,7 +88,7 @@ class HeadOffsets:
     """Train one offset for each of some heads, added to its output at every token; the weights stay as they are.
 
     After training the offsets go into the bias of the output projections (``b + sum_h v_h W_O[h]``), so that the saved
-    folder is a stock model. Where the offsets were learned and how heads are found for them: :class:`~polyhead.act.LoFiT`.
+    folder is a stock model. :class:`~polyhead.act.LoFiT` finds heads for it, and learns offsets on other tasks.
 
     Args:
         heads: ``HeadMap.top(n)``, a boolean mask ``[layers, heads]``, or None for all.

@@ -30,7 +30,7 @@ def needs_training() -> None:
         import sentence_transformers  # noqa: F401
     except ImportError as error:
         raise MissingExtraError(
-            f"Training needs sentence-transformers with datasets and accelerate ({error}): pip install 'polyhead[train]'"
+            f"Training needs sentence-transformers, datasets and accelerate ({error}): pip install 'polyhead[train]'"
         ) from error
 
 

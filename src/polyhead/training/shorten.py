@@ -6,7 +6,7 @@ import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -62,7 +62,7 @@ def shorten(model: SentenceTransformer, layers: int | None = None, dim: int | No
     return found if dim is None else _cut_dim(found, dim)
 
 
-def _cut_layers(body: nn.Module, layers: int) -> None:
+def _cut_layers(body: Any, layers: int) -> None:
     attention = [at.module for at in find_attention_layers(body, "the model")]
     depth = int(body.config.num_hidden_layers)
     if not 1 <= layers <= depth:

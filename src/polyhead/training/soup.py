@@ -50,10 +50,8 @@ def soup(
     mixed = {}
     for name, value in states[0].items():
         if value.is_floating_point():
-            total = sum(
-                part * state[name].to(value.device, torch.float64) for part, state in zip(share, states, strict=True)
-            )
-            mixed[name] = torch.as_tensor(total).to(value.dtype)
+            every = torch.stack([state[name].to(value.device, torch.float64) for state in states])
+            mixed[name] = torch.tensordot(torch.tensor(share, dtype=torch.float64).to(every), every, 1).to(value.dtype)
         else:
             mixed[name] = value
     found = copy.deepcopy(first)
