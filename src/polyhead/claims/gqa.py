@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 
@@ -34,11 +36,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         found.setdefault("8 heads", []).append(task.train(teacher, STEPS))
         for kv_heads in KV_HEADS:
             for pool in POOLS if full or kv_heads == 2 else POOLS[:2]:
-
-                def transform(model, kv_heads=kv_heads, pool=pool, each=each):  # type: ignore[no-untyped-def]
-                    return convert_to_gqa(model, kv_heads, pool=pool, seed=each)
-
-                student, report = converted(teacher, transform)
+                student, report = converted(teacher, partial(convert_to_gqa, kv_heads=kv_heads, pool=pool, seed=each))
                 cache |= {8: report.before.cache_bytes_per_token, kv_heads: report.after.cache_bytes_per_token}
                 name = f"{kv_heads} {pool}"
                 found.setdefault(f"{name}, at once", []).append(task.accuracy(student))

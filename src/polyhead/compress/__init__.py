@@ -1,17 +1,26 @@
 """Smaller models out of larger ones: each transform gives ``(model, Report)``."""
 
+from polyhead.compress.mla import LatentAttention, latent_factors, rope_contribution, to_mla
 from polyhead.compress.prune import prune, save_pruned
 from polyhead.compress.report import Cost, Report, cost_of
 from polyhead.compress.share import alike_groups, convert_to_gqa, pool_heads, tie_key_values
+from polyhead.compress.transmla import ExpandedAttention, gqa_to_mla, is_gqa_representable
 
 __all__ = [
     "Cost",
+    "ExpandedAttention",
+    "LatentAttention",
     "Report",
     "alike_groups",
     "convert_to_gqa",
     "cost_of",
+    "gqa_to_mla",
+    "is_gqa_representable",
+    "latent_factors",
     "pool_heads",
     "prune",
+    "rope_contribution",
     "save_pruned",
     "tie_key_values",
+    "to_mla",
 ]
