@@ -24,7 +24,7 @@ FIRST = [
     pytest.param(case, case.causal, id=name)
     for name, case in {type(case.make(case.causal)): (name, case) for name, case in reversed(CASES_OF.items())}.values()
 ]
-"""The first case of each mechanism: compiling takes seconds, and its variants differ in what is computed, not in how."""
+"""The first case of each mechanism: compiling takes seconds, and its variants differ in values, not in kind."""
 CAUSAL = [pytest.param(case, id=name) for name, case in CASES_OF.items() if case.causal]
 STEPS = [pytest.param(case, id=name) for name, case in CASES_OF.items() if case.causal and case.steps]
 
