@@ -47,13 +47,13 @@ def fingerprint_of(recipe: Recipe, layers: Sequence[int], max_tokens: int | None
     """
     digest = hashlib.sha256()
     settings = asdict(replace(recipe, pooler=None))
-    for name in ("transformer", "pooler", "layer_weights"):
+    for name in ("transformer", "pooler", "layer_weights", "token_weights"):
         del settings[name]
     for number, step in enumerate(recipe.steps):
         if step is not None:
             del settings["steps"][number]["folder"]
             _add_folder(digest, Path(step.folder))
-    for folder in (recipe.pooler, recipe.layer_weights):
+    for folder in (recipe.pooler, recipe.layer_weights, recipe.token_weights):
         if isinstance(folder, str):
             _add_folder(digest, Path(folder))
         elif folder is not None:

@@ -32,7 +32,7 @@ _POOLING_NAMES = {
     "weightedmean": "weighted_mean",
     "lasttoken": "last",
 }
-_READ = ("Transformer", "Pooling", "Dense", "Normalize", "WeightedLayerPooling")
+_READ = ("Transformer", "Pooling", "Dense", "Normalize", "WeightedLayerPooling", "WordWeights")
 # The one module of our own: it names a class of polyhead.pooling, never other code.
 _OURS = "polyhead.pooling.sentence.PoolerModule"
 
@@ -60,6 +60,7 @@ class Recipe:
         pooler: a pooler with weights, or the folder of one (a saved :class:`polyhead.pooling.sentence.PoolerModule`),
             that takes the place of ``pooling``; heads are pooled by ``pooling`` all the same.
         layer_weights: folder of the weights of layers, where they are blended before the pooling.
+        token_weights: folder of a weight for each token of the vocabulary, by which the mean is taken.
         steps: what follows the pooling before the final normalisation; ``None`` stands for a normalisation.
         normalizes: whether vectors end with length 1.
         prompts: texts to put in front, by name.
@@ -73,6 +74,7 @@ class Recipe:
     include_prompt: bool = True
     pooler: str | Pooler | None = None
     layer_weights: str | None = None
+    token_weights: str | None = None
     steps: tuple[DenseStep | None, ...] = ()
     normalizes: bool = False
     prompts: dict[str, str] = field(default_factory=dict)
@@ -88,10 +90,10 @@ class Recipe:
             InputError: the name is no pooling.
         """
         if not isinstance(name, str):
-            return replace(self, pooler=copy.deepcopy(name), layer_weights=None, steps=())
+            return replace(self, pooler=copy.deepcopy(name), layer_weights=None, token_weights=None, steps=())
         if name not in _POOLING_NAMES.values():
             raise InputError(f"pooling = {name!r}, expected one of {', '.join(_POOLING_NAMES.values())}")
-        return replace(self, pooling=(name,), pooler=None, layer_weights=None, steps=())
+        return replace(self, pooling=(name,), pooler=None, layer_weights=None, token_weights=None, steps=())
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -113,13 +115,15 @@ def read_recipe(path: str | Path) -> Recipe:
     transformer = folder / modules[0][1]
     pooling: tuple[str, ...] | None = None
     include_prompt = True
-    pooler = layer_weights = None
+    pooler = layer_weights = token_weights = None
     steps: list[DenseStep | None] = []
     for kind, name in modules[1:]:
         settings = _json(folder / name / "config.json")
         if kind == "WeightedLayerPooling" and layer_weights is None and pooling is None:
             layer_weights = str(folder / name)
-        elif kind == "PoolerModule" and layer_weights is None and pooling is None:
+        elif kind == "WordWeights" and token_weights is None and pooling is None:
+            token_weights = str(folder / name)
+        elif kind == "PoolerModule" and layer_weights is None and token_weights is None and pooling is None:
             pooling, pooler = ("mean",), str(folder / name)
             include_prompt = bool(settings.get("include_prompt", True))
         elif kind == "Pooling" and pooling is None and not steps:
@@ -133,6 +137,8 @@ def read_recipe(path: str | Path) -> Recipe:
             raise _unknown(modules_file, kind, f"{', '.join(_READ)} in the order Transformer, Pooling, the others")
     if pooling is None:
         raise _unknown(modules_file, "no Pooling", "a Pooling after the Transformer")
+    if token_weights is not None and (pooling != ("mean",) or not include_prompt):
+        raise _unknown(modules_file, f"WordWeights before {', '.join(pooling)}", "a mean of all tokens after them")
     normalizes = False
     while steps and steps[-1] is None:
         steps.pop()
@@ -145,6 +151,7 @@ def read_recipe(path: str | Path) -> Recipe:
         include_prompt=include_prompt,
         pooler=pooler,
         layer_weights=layer_weights,
+        token_weights=token_weights,
         steps=tuple(steps),
         normalizes=normalizes,
         prompts={str(name): str(text) for name, text in (whole.get("prompts") or {}).items()},

@@ -15,6 +15,7 @@ from torch.nn import functional
 from polyhead.embed.folder import DenseStep, Recipe
 from polyhead.errors import InputError
 from polyhead.pooling import Pooler, Reads, WeightedLayersPooler, pooler_for, pooler_from
+from polyhead.pooling.base import weighted_sum
 
 if TYPE_CHECKING:
     from polyhead.model import HeadedModel
@@ -112,13 +113,29 @@ def _pooler(recipe: Recipe, names: Sequence[str]) -> Pooler:
         if made.state_dict():
             made.load_state_dict({name.removeprefix("pooler."): value for name, value in _weights(folder).items()})
         return made
+    tokens = pooler_for(names)
+    if recipe.token_weights is not None:
+        tokens = _TokenWeights(_weights(Path(recipe.token_weights))["emb_layer.weight"].flatten())
     if recipe.layer_weights is None:
-        return pooler_for(names)
+        return tokens
     weights = _weights(Path(recipe.layer_weights))["layer_weights"]
     settings = json.loads((Path(recipe.layer_weights) / "config.json").read_text(encoding="utf-8"))
-    blend = WeightedLayersPooler(int(settings["num_hidden_layers"]), pooler_for(names))
+    blend = WeightedLayersPooler(int(settings["num_hidden_layers"]), tokens)
     blend.weights.data = torch.cat([weights.new_zeros(int(settings["layer_start"])), weights])
     return blend
+
+
+class _TokenWeights(Pooler):
+    """The mean with a weight for each token of the vocabulary, sentence-transformers' ``WordWeights``."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
+
+    def forward(self, states: Tensor, mask: Tensor, skip: int | Tensor = 0, ids: Tensor | None = None) -> Tensor:
+        assert ids is not None
+        weights = self.weights[ids] * mask  # type: ignore[index]
+        return weighted_sum(states.float(), weights) / weights.sum(dim=1, keepdim=True).clamp(min=1e-9)
 
 
 class _Normalize(nn.Module):

@@ -13,6 +13,7 @@ from polyhead.errors import InputError
 from polyhead.pooling.attention import AttentionPooler
 from polyhead.pooling.base import ConcatenatedPooler, Pooler, Reads, load_pooler, pooler_from
 from polyhead.pooling.cls import ClsPooler
+from polyhead.pooling.landmark import LandmarkPooler, Landmarks, position_bias
 from polyhead.pooling.last import LastPooler
 from polyhead.pooling.latent_attention import LatentAttentionPooler
 from polyhead.pooling.layers import WeightedLayersPooler
@@ -27,6 +28,8 @@ __all__ = [
     "AttentionPooler",
     "ClsPooler",
     "ConcatenatedPooler",
+    "LandmarkPooler",
+    "Landmarks",
     "LastPooler",
     "LatentAttentionPooler",
     "MaxPooler",
@@ -40,6 +43,7 @@ __all__ = [
     "load_pooler",
     "pooler_for",
     "pooler_from",
+    "position_bias",
 ]
 
 POOLERS: dict[str, type[Pooler]] = {
