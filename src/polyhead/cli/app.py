@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from polyhead import __version__
-from polyhead.cli import attention, claims, evaluate, heads, models, papers, search
+from polyhead.cli import attention, claims, evaluate, heads, models, papers, search, train
 
 app = typer.Typer(
     name="polyhead",
@@ -46,3 +46,4 @@ app.command("papers")(papers.papers)
 app.add_typer(heads.app, name="heads")
 app.add_typer(attention.app, name="attention")
 app.add_typer(claims.app, name="claims")
+app.command("train")(train.train)

@@ -8,11 +8,13 @@ from polyhead.training.layers import LayerObjective, embed_layers
 from polyhead.training.loss import ObjectiveLoss
 from polyhead.training.matryoshka import Matryoshka, Starbucks, TwoDMatryoshka
 from polyhead.training.models import trainable
+from polyhead.training.names import OBJECTIVES, objective_for
 from polyhead.training.shorten import SizeReport, grid_report, shorten
 from polyhead.training.soup import greedy_soup, soup
 from polyhead.training.trainer import Options, Trainer
 
 __all__ = [
+    "OBJECTIVES",
     "Distillation",
     "Examples",
     "HeadDropout",
@@ -33,6 +35,7 @@ __all__ = [
     "greedy_soup",
     "grid_report",
     "held_out",
+    "objective_for",
     "shorten",
     "soup",
     "trainable",

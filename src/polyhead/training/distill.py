@@ -132,7 +132,7 @@ class Distillation:
     ) -> None:
         self.teacher = teacher
         self.teacher_layer, self.student_layer = teacher_layer, student_layer
-        self.loss = RelationDistillLoss(relation_heads, relations)
+        self.loss: nn.Module = RelationDistillLoss(relation_heads, relations)
 
     def bind(self, model: SentenceTransformer) -> nn.Module:
         """The loss of a student.
