@@ -16,7 +16,7 @@ from polyhead.search.late import maxsim
 
 
 def run(scale: Scale, seed: int) -> Evidence:
-    """Recall of LIMIT-small by one vector, by token vectors and by words; and how far free vectors of few numbers get."""
+    """Recall of LIMIT-small by one vector, by token vectors and by words; how far free vectors get."""
     data = load_retrieval("limit-small")
     asked = list(data.queries)
     if scale == "smoke":

@@ -52,7 +52,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         data=f"cranfield, {len(texts)} documents, {len(queries)} questions, {count} candidates, 5 seeds",
         model="all-MiniLM-L6-v2, token vectors",
         notes="The model was trained for mean pooling, not late interaction. The paper compares on BEIR with "
-        "ColBERTv2. Single tokens are counted by document, which spares them the duplicates that cost them in the paper.",
+        "ColBERTv2. Single tokens are counted by document, which spares them duplicates.",
     )
 
 

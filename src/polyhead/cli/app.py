@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from polyhead import __version__
-from polyhead.cli import attention, claims, evaluate, heads, models, papers, search, train
+from polyhead.cli import attention, claims, evaluate, heads, lab, models, papers, search, train
 
 app = typer.Typer(
     name="polyhead",
@@ -46,4 +46,5 @@ app.command("papers")(papers.papers)
 app.add_typer(heads.app, name="heads")
 app.add_typer(attention.app, name="attention")
 app.add_typer(claims.app, name="claims")
+app.add_typer(lab.app, name="lab")
 app.command("train")(train.train)

@@ -63,7 +63,7 @@ def free_embedding_fit(
         others = scaled.masked_fill(relevant, -torch.inf).logsumexp(1, keepdim=True)
         loss = (torch.logaddexp(scaled, others) - scaled)[relevant].mean()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return best
 
