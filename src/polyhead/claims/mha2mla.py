@@ -11,6 +11,7 @@ from polyhead.claims._tiny_decoder import RecallTask, TinyDecoder, converted
 from polyhead.claims._tiny_tasks import recall_batch, seed_interval
 from polyhead.claims.base import Evidence, Scale, verdict_of
 from polyhead.compress import rope_contribution, to_mla
+from polyhead.compress.mla import Selection
 
 STEPS, SHARE = 240, 0.05
 RANK, PAIRS = 8, 1
@@ -31,7 +32,13 @@ def run(scale: Scale, seed: int) -> Evidence:
         task, teacher = RecallTask(16, each), TinyDecoder(layers=1)
         found.setdefault("8 heads", []).append(task.train(teacher, STEPS))
         contribution = _contribution(teacher, each)
-        for name, select in (("norm", contribution), ("high", "high"), ("low", "low"), ("uniform", "uniform")):
+        choices: dict[str, Selection | list[torch.Tensor]] = {
+            "norm": contribution,
+            "high": "high",
+            "low": "low",
+            "uniform": "uniform",
+        }
+        for name, select in choices.items():
             for factors in ("joint", "split") if full or name == "norm" else ("joint",):
                 cut = partial(to_mla, rank=RANK, rope_pairs=PAIRS, select=select, factors=factors)
                 student, report = converted(teacher, cut)

@@ -1,17 +1,25 @@
 """Smaller models out of larger ones: each transform gives ``(model, Report)``."""
 
 from polyhead.compress.mla import LatentAttention, latent_factors, rope_contribution, to_mla
+from polyhead.compress.product import ProductQuantizer
 from polyhead.compress.prune import prune, save_pruned
 from polyhead.compress.report import Cost, Report, cost_of
+from polyhead.compress.scalar import BinaryQuantizer, Int8Quantizer
 from polyhead.compress.share import alike_groups, convert_to_gqa, pool_heads, tie_key_values
 from polyhead.compress.transmla import ExpandedAttention, gqa_to_mla, is_gqa_representable
+from polyhead.compress.vectors import Quantizer, compress_vectors
 
 __all__ = [
+    "BinaryQuantizer",
     "Cost",
     "ExpandedAttention",
+    "Int8Quantizer",
     "LatentAttention",
+    "ProductQuantizer",
+    "Quantizer",
     "Report",
     "alike_groups",
+    "compress_vectors",
     "convert_to_gqa",
     "cost_of",
     "gqa_to_mla",
