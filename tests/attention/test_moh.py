@@ -48,6 +48,28 @@ def test_output_and_loss_by_definition() -> None:
     assert torch.allclose(layer.balance_loss, (mean * chosen.mean(0)).sum(), atol=1e-10)
 
 
+def test_scaled_gates_are_one_on_average() -> None:
+    torch.manual_seed(0)
+    layer, hidden = MixtureOfHeads(AttentionShape(32, 8), shared=2, top_k=3, scaled=True).double(), randn(1, 6, 32)
+    gates = layer.gates(hidden)[0]
+    for t in range(6):
+        x = hidden[0, t]
+        first, second = 2 * (layer.groups.weight @ x).softmax(0)
+        always = 2 * (layer.share.weight @ x).softmax(0)
+        routed = (layer.route.weight @ x).softmax(0)
+        best = sorted(range(6), key=lambda i, routed=routed: -routed[i])[:3]
+        total = sum(routed[i] for i in best)
+        wanted = [first * each for each in always] + [
+            second * 3 * routed[i] / total if i in best else torch.zeros(()).double() for i in range(6)
+        ]
+        assert torch.allclose(gates[t], torch.stack(wanted))
+        assert (gates[t, :2].sum() / 2 + gates[t, 2:].sum() / 3).item() == pytest.approx(2)
+    alone = MixtureOfHeads(AttentionShape(32, 8), shared=0, top_k=3, scaled=True).double()
+    assert torch.allclose(alone.gates(hidden).sum(-1), torch.full((1, 6), 3.0).double())
+    with pytest.raises(InputError, match="router='linear'"):
+        MixtureOfHeads(SHAPE, router="query-norm", scaled=True)
+
+
 def test_balance_is_least_at_uniform_use_and_ignores_padding() -> None:
     layer = MixtureOfHeads(AttentionShape(32, 4), shared=0, top_k=1)
     even = torch.eye(4)[None]

@@ -32,9 +32,11 @@ class MixtureOfHeads(Attention):
         top_k: routed heads open for a token; None for so many that three quarters of all heads are open.
         router: "linear", or "query-norm" to convert trained layers: the heads with the longest queries are opened,
             gates are 1 or 0, and gradients pass as if they were the softmax of the lengths.
+        scaled: gates as the authors' code has them, 1 on average: times the shared heads, the routed ones divided by
+            their sum and times ``top_k``, ``a_1`` and ``a_2`` doubled. The equations' gates shrink what a layer adds.
 
     Raises:
-        InputError: counts that do not fit the heads, another router.
+        InputError: counts that do not fit the heads, another router, scaled gates of a router that has none.
 
     Source:
         moh (Jin et al. 2024).
@@ -59,6 +61,7 @@ class MixtureOfHeads(Attention):
         shared: int | None = None,
         top_k: int | None = None,
         router: Literal["linear", "query-norm"] = "linear",
+        scaled: bool = False,
     ) -> None:
         super().__init__(shape, causal=causal, positions=positions)
         self.shared = shape.heads // 4 if shared is None else shared
@@ -71,7 +74,10 @@ class MixtureOfHeads(Attention):
             )
         if router not in ("linear", "query-norm"):
             raise InputError(f"router={router!r} was given; expected 'linear' or 'query-norm'.")
+        if scaled and router != "linear":
+            raise InputError("scaled=True with router='query-norm' was given; expected router='linear': others are 1.")
         self.router = router
+        self.scaled = scaled
         if router == "linear":
             self.route = nn.Linear(shape.dim, routed, bias=False)
             if self.shared:
@@ -98,10 +104,15 @@ class MixtureOfHeads(Attention):
         chosen = torch.zeros_like(routed).scatter(-1, routed.topk(self.top_k, -1).indices, 1.0)
         if self.router == "query-norm":
             return F.pad(chosen + chosen * (routed - routed.detach()), (self.shared, 0), value=1.0)
+        routed = routed * chosen
+        if self.scaled:
+            routed = routed * (self.top_k / routed.sum(-1, keepdim=True))
         if not self.shared:
-            return routed * chosen
-        ratio = self.groups(hidden).softmax(-1)
-        return torch.cat([ratio[..., :1] * self.share(hidden).softmax(-1), ratio[..., 1:] * routed * chosen], -1)
+            return routed
+        ratio, always = self.groups(hidden).softmax(-1), self.share(hidden).softmax(-1)
+        if self.scaled:
+            ratio, always = 2 * ratio, self.shared * always
+        return torch.cat([ratio[..., :1] * always, ratio[..., 1:] * routed], -1)
 
     def _balance(self, routed: torch.Tensor, gates: torch.Tensor, padding: torch.Tensor | None) -> torch.Tensor:
         chosen = (gates[..., self.shared :] > 0).to(routed.dtype)
