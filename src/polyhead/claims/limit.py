@@ -20,7 +20,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     data = load_retrieval("limit-small")
     asked = list(data.queries)
     if scale == "smoke":
-        asked = sorted(np.random.default_rng(seed).choice(asked, 300, replace=False).tolist())
+        asked = sorted(np.random.default_rng(seed).choice(asked, 200, replace=False).tolist())
     relevant = np.array([[int(data.qrels[query].get(one, 0) > 0) for one in data.corpus] for query in asked])
     questions = [data.queries[query] for query in asked]
     encoder = Encoder("all-MiniLM-L6-v2", backend="torch")

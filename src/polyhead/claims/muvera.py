@@ -19,9 +19,9 @@ def run(scale: Scale, seed: int) -> Evidence:
     smoke = scale == "smoke"
     data = load_retrieval("cranfield")
     encoder = Encoder("all-MiniLM-L6-v2", backend="torch")
-    texts = [text for text in data.corpus.values() if text][: 120 if smoke else None]
+    texts = [text for text in data.corpus.values() if text][: 100 if smoke else None]
     documents = encoder.encode_tokens(texts)
-    queries = encoder.encode_tokens(list(data.queries.values())[: 60 if smoke else None], query=True)
+    queries = encoder.encode_tokens(list(data.queries.values())[: 40 if smoke else None], query=True)
     best = [_best_by_token(query, documents) for query in queries]
     top = [set(np.argsort(-each.sum(1), kind="stable")[:10].tolist()) for each in best]
     count = max(20, len(texts) // 14)
@@ -36,6 +36,9 @@ def run(scale: Scale, seed: int) -> Evidence:
             scores = made.encode_queries(queries) @ made.encode_documents(documents).T
             of_seeds.append(_recalls(np.argsort(-scores, axis=1, kind="stable"), top, count))
         found[f"encodings of {size}"] = np.mean(of_seeds, 0)
+    fitted = FDEEncoder(documents.vectors.shape[1], k_sim=4, r_reps=20, d_proj=16, seed=seed).fit(documents.vectors)
+    scores = fitted.encode_queries(queries) @ fitted.encode_documents(documents).T
+    found["encodings of 5120, fitted"] = _recalls(np.argsort(-scores, axis=1, kind="stable"), top, count)
     gap = bootstrap_interval(found["encodings of 10240"] - found["single tokens"], seed=seed)
     means = {name: float(values.mean()) for name, values in found.items()}
     return Evidence(
