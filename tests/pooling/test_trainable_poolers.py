@@ -10,6 +10,7 @@ import torch
 
 from polyhead.pooling import (
     AttentionPooler,
+    GGeMPooler,
     LatentAttentionPooler,
     MultiLayerPooler,
     Pooler,
@@ -23,6 +24,9 @@ CASES: dict[str, Callable[[], Pooler]] = {
     "weighted layers": lambda: WeightedLayersPooler(2),
     "latent attention": lambda: LatentAttentionPooler(DIM, latents=4, heads=2, hidden=6),
     "multi-layer": lambda: MultiLayerPooler(2, DIM, latents=3, heads=2, hidden=6),
+    "ggem clamp": lambda: GGeMPooler(DIM, 2),
+    "ggem shift": lambda: GGeMPooler(DIM, 4, p=2.0, signed="shift"),
+    "ggem power": lambda: GGeMPooler(DIM, 2, p=2.0, signed="power"),
 }
 
 

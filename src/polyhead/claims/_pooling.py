@@ -203,22 +203,30 @@ def labelled(name: str, train: int, test: int, seed: int, max_tokens: int = 40, 
 
 
 def train_classes(
-    pooler: Callable[[Tensor, Tensor], Tensor] | nn.Module, data: Labelled, *, steps: int, seed: int, lr: float = 3e-3
+    pooler: nn.Module, data: Labelled, *, steps: int, seed: int, rate: float = 3e-3, batch: int = 32
 ) -> np.ndarray:
     """Train a pooler with a linear classifier on its vectors; whether each judged text is right ``[n]``.
 
     The vectors are standardised by a batch norm, so that poolers of other scales learn at one rate.
+
+    Args:
+        pooler: ``pooler(states, mask) -> [n, ...]``.
+        data: texts and classes.
+        steps: batches.
+        seed: of classifier and batches.
+        rate: learning rate of the pooler's own weights; the classifier's is 3e-3.
+        batch: texts a batch.
     """
     torch.manual_seed(seed)
     classes = int(data.train_labels.max()) + 1
     with torch.no_grad():
         width = pooler(*data.train[torch.arange(2)]).flatten(1).shape[1]
     head = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, classes))
-    weights = [*(pooler.parameters() if isinstance(pooler, nn.Module) else []), *head.parameters()]
-    optimizer = torch.optim.AdamW(weights, lr=lr, weight_decay=0.01)
+    groups: list[dict[str, Any]] = [{"params": head.parameters()}, {"params": pooler.parameters(), "lr": rate}]
+    optimizer = torch.optim.AdamW(groups, lr=3e-3, weight_decay=0.01)
     generator = torch.Generator().manual_seed(seed)
     for _ in range(steps):
-        rows = torch.randint(len(data.train), (64,), generator=generator)
+        rows = torch.randint(len(data.train), (batch,), generator=generator)
         loss = functional.cross_entropy(head(pooler(*data.train[rows]).flatten(1)), data.train_labels[rows])
         optimizer.zero_grad()
         loss.backward()

@@ -13,6 +13,7 @@ from polyhead.errors import InputError
 from polyhead.pooling.attention import AttentionPooler
 from polyhead.pooling.base import ConcatenatedPooler, Pooler, Reads, load_pooler, pooler_from
 from polyhead.pooling.cls import ClsPooler
+from polyhead.pooling.ggem import GGeMPooler
 from polyhead.pooling.landmark import LandmarkPooler, Landmarks, position_bias
 from polyhead.pooling.last import LastPooler
 from polyhead.pooling.latent_attention import LatentAttentionPooler
@@ -28,6 +29,7 @@ __all__ = [
     "AttentionPooler",
     "ClsPooler",
     "ConcatenatedPooler",
+    "GGeMPooler",
     "LandmarkPooler",
     "Landmarks",
     "LastPooler",
