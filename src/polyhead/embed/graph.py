@@ -73,6 +73,8 @@ class EncoderGraph(nn.Module):
         """The model's states, as :data:`polyhead.pooling.Reads` says: the last ones ``[batch, tokens, hidden]``, ..."""
         if reads == "heads":
             return self._head_states(input_ids, attention_mask)
+        if reads == "blocks":
+            return self._block_states(input_ids, attention_mask)
         asked = {"output_hidden_states": True} if reads == "layers" else {}
         outputs = self._model(input_ids=input_ids, attention_mask=attention_mask, **asked)
         states = getattr(outputs, "last_hidden_state", None)
@@ -94,6 +96,15 @@ class EncoderGraph(nn.Module):
                 f"{type(self.module).__name__} has layers of {shapes} (heads, head_dim), which differ; pool its states"
             )
         return torch.stack([each.reshape(*attention_mask.shape, *shapes[0]) for each in found], dim=2)
+
+    def _block_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        taken: dict[int, Tensor] = {}
+        layers, head_layers = self.pooler.layers, self.pooler.head_layers
+        with self._model.tap_heads(taken.__setitem__, layers=head_layers):
+            outputs = self._model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
+        found = [outputs.hidden_states[layer] for layer in layers]
+        found += [taken[layer].reshape(*attention_mask.shape, -1) for layer in head_layers]
+        return torch.cat(found, dim=-1)
 
     def _dense(self, input_ids: Tensor, mask: Tensor, skip: int | Tensor) -> Tensor:
         states = self.states(input_ids, mask, self.pooler.reads)

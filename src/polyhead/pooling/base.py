@@ -15,12 +15,13 @@ from polyhead.errors import InputError
 
 __all__ = ["ConcatenatedPooler", "Pooler", "Reads", "load_pooler", "pooler_from"]
 
-Reads = Literal["tokens", "layers", "heads"]
+Reads = Literal["tokens", "layers", "heads", "blocks"]
 """What a pooler's ``states`` are; the axes after the tokens differ, batch and tokens are always the first two.
 
 - "tokens": the last layer's states ``[batch, tokens, dim]``;
 - "layers": the states before the first layer and after each, ``[batch, tokens, layers + 1, dim]``;
-- "heads": outputs of all heads before the output projection, ``[batch, tokens, layers, heads, head_dim]``.
+- "heads": outputs of all heads before the output projection, ``[batch, tokens, layers, heads, head_dim]``;
+- "blocks": states of the pooler's ``layers``, then all heads of its ``head_layers``, ``[batch, tokens, columns]``.
 """
 
 

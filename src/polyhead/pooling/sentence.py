@@ -59,6 +59,8 @@ class PoolerModule(Module):
                 "fold it into the model and save that"
             )
         self.dim, self.include_prompt = dim, include_prompt
+        self._tapped: dict[int, Tensor] = {}
+        self._taps: Any = None
 
     def forward(self, features: dict[str, Any], **options: Any) -> dict[str, Any]:
         """Put ``sentence_embedding [batch, output_dim]`` into the features."""
@@ -76,6 +78,8 @@ class PoolerModule(Module):
     def _states(self, features: dict[str, Any]) -> Tensor:
         if self.pooler.reads == "tokens":
             return features["token_embeddings"]
+        if self.pooler.reads == "blocks":
+            return self._block_states(features)
         if "all_layer_embeddings" not in features:
             raise InputError(
                 f"{type(self.pooler).__name__} reads all layers, but the transformer gives the last only: load it with "
@@ -83,10 +87,24 @@ class PoolerModule(Module):
             )
         return torch.stack(tuple(features["all_layer_embeddings"]), dim=2)
 
+    def _block_states(self, features: dict[str, Any]) -> Tensor:
+        """Layers as the transformer gives them, heads as they were tapped on its way."""
+        found = [features["all_layer_embeddings"][layer] for layer in self.pooler.layers]
+        shape = found[0].shape[:2] if found else features["token_embeddings"].shape[:2]
+        found += [self._tapped[layer].reshape(*shape, -1) for layer in self.pooler.head_layers]
+        self._tapped.clear()
+        return torch.cat(found, dim=-1)
+
     def on_model_ready(self, model: Any) -> None:
-        """Ask the transformer for all layers, where the pooler reads them."""
-        if self.pooler.reads == "layers":
+        """Ask the transformer for all layers, and for the heads, where the pooler reads them."""
+        if self.pooler.reads in ("layers", "blocks"):
             model[0].auto_model.config.output_hidden_states = True
+        if self.pooler.reads == "blocks" and self.pooler.head_layers and self._taps is None:
+            from polyhead.model import load
+
+            found = load(model[0].auto_model)
+            self._taps = found.tap_heads(self._tapped.__setitem__, layers=self.pooler.head_layers)
+            self._taps.__enter__()
 
     def get_embedding_dimension(self) -> int:
         """Numbers a text."""
