@@ -44,14 +44,15 @@ class Batch:
 class TinyTransformer(nn.Module):
     """Pre-norm blocks around attention layers: ``[batch, tokens, features]`` -> ``[batch, tokens, classes]``.
 
-    ``places`` above 0 adds a learned vector for each of so many places; at a start of 0.02 in place of 0.3 they learn
-    too slowly for the steps taken here.
+    ``places`` above 0 adds a learned vector for each of so many places, from a standard deviation of ``spread``.
     """
 
-    def __init__(self, layers: Sequence[Attention], features: int, classes: int, places: int = 0) -> None:
+    def __init__(
+        self, layers: Sequence[Attention], features: int, classes: int, places: int = 0, spread: float = 0.02
+    ) -> None:
         super().__init__()
         dim = layers[0].dim
-        self.places = nn.Parameter(0.3 * torch.randn(places, dim)) if places else None
+        self.places = nn.Parameter(spread * torch.randn(places, dim)) if places else None
         self.enter = nn.Linear(features, dim)
         self.layers = nn.ModuleList(layers)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2 * len(layers)))

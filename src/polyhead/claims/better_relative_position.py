@@ -35,7 +35,7 @@ def sorted_letters(generator: torch.Generator, count: int, length: int) -> Batch
 def _model(method: str) -> TinyTransformer:
     shape = AttentionShape(32, 4)
     if method == "absolute":
-        return TinyTransformer([Attention(shape) for _ in range(2)], _LETTERS, _LETTERS, places=max(_LENGTHS))
+        return TinyTransformer([Attention(shape) for _ in range(2)], _LETTERS, _LETTERS, max(_LENGTHS), spread=0.3)
     layers = [RelativeLogitsAttention(shape, method=method, max_distance=8) for _ in range(2)]  # type: ignore[arg-type]
     return TinyTransformer(layers, _LETTERS, _LETTERS)
 
@@ -43,8 +43,8 @@ def _model(method: str) -> TinyTransformer:
 def run(scale: Scale, seed: int) -> Evidence:
     """Accuracy at the length of training, at twice and at four times it, of absolute places, Shaw's and m1 to m4."""
     full = scale == "full"
-    methods = ("absolute", "shaw", "m1", "m2", "m3", "m4") if full else ("absolute", "shaw", "m1", "m4")
-    seeds, steps = range(seed, seed + 3), 400 if full else 100
+    methods = ("absolute", "shaw", "m1", "m2", "m3", "m4") if full else ("absolute", "m1", "m4")
+    seeds, steps = range(seed, seed + 3), 400 if full else 150
     tasks = {"moved": moved_letters, "sorted": sorted_letters} if full else {"moved": moved_letters}
     found: dict[str, dict[str, list[list[float]]]] = {task: {method: [] for method in methods} for task in tasks}
     for task, make in tasks.items():
@@ -81,6 +81,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         decides="smaller of both",
         data="random letters: which stands three places to the left",
         model=f"2 layers of 4 heads, 32 features, {steps} steps, {len(seeds)} seeds",
-        notes="Distances are cut at 8. Places beyond 32 are never trained, as in any absolute table.",
+        notes="Distances are cut at 8. Places beyond 32 are never trained; from a start of 0.02 in place of 0.3 none "
+        "are in so few steps.",
         details={"accuracies": found},
     )
