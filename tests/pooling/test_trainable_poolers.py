@@ -10,6 +10,7 @@ import torch
 
 from polyhead.pooling import (
     AttentionPooler,
+    GeneralizedSumPooler,
     GGeMPooler,
     LatentAttentionPooler,
     MultiLayerPooler,
@@ -27,6 +28,7 @@ CASES: dict[str, Callable[[], Pooler]] = {
     "ggem clamp": lambda: GGeMPooler(DIM, 2),
     "ggem shift": lambda: GGeMPooler(DIM, 4, p=2.0, signed="shift"),
     "ggem power": lambda: GGeMPooler(DIM, 2, p=2.0, signed="power"),
+    "generalized sum": lambda: GeneralizedSumPooler(DIM, count=3, mass=0.4, gamma=2.0),
 }
 
 

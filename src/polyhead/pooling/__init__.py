@@ -13,7 +13,9 @@ from polyhead.errors import InputError
 from polyhead.pooling.attention import AttentionPooler
 from polyhead.pooling.base import ConcatenatedPooler, Pooler, Reads, load_pooler, pooler_from
 from polyhead.pooling.cls import ClsPooler
+from polyhead.pooling.generalized_sum import GeneralizedSumPooler, ZeroShotPrototypeLoss
 from polyhead.pooling.ggem import GGeMPooler
+from polyhead.pooling.heads import HeadPooler
 from polyhead.pooling.landmark import LandmarkPooler, Landmarks, position_bias
 from polyhead.pooling.last import LastPooler
 from polyhead.pooling.latent_attention import LatentAttentionPooler
@@ -30,6 +32,8 @@ __all__ = [
     "ClsPooler",
     "ConcatenatedPooler",
     "GGeMPooler",
+    "GeneralizedSumPooler",
+    "HeadPooler",
     "LandmarkPooler",
     "Landmarks",
     "LastPooler",
@@ -42,6 +46,7 @@ __all__ = [
     "Reads",
     "WeightedLayersPooler",
     "WeightedMeanPooler",
+    "ZeroShotPrototypeLoss",
     "load_pooler",
     "pooler_for",
     "pooler_from",
