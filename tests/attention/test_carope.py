@@ -8,7 +8,7 @@ import torch
 from polyhead.attention import Attention, AttentionShape, LinearAttention
 from polyhead.attention.mhla import TokenLevelMultiHeadLinearAttention
 from polyhead.errors import InputError
-from polyhead.positions import ContextRotaryPositions, RotaryPositions
+from polyhead.positions import ContextRotaryPositions, RotaryPositions, rate_maps
 from tests.attention.cases import Case
 
 SHAPE = AttentionShape(32, 4, kv_heads=2)
@@ -59,6 +59,22 @@ def test_phases_survive_bfloat16_sums() -> None:
     assert phases.dtype == torch.float32
     step = phases[0, 0, 1999, 0] / 2000
     assert torch.allclose(phases[0, 0, :, 0], step * torch.arange(1, 2001), rtol=1e-4)
+
+
+def test_rates_of_heads_leave_padding_out() -> None:
+    model, hidden = torch.nn.Sequential(layer_of(False), layer_of(True)), torch.randn(2, 6, 32)
+    mean, spread = rate_maps(model, hidden)
+    assert mean.values.shape == (2, 2)
+    own = [model[0].positions.rates(hidden), model[1].positions.rates(model[0](hidden))]
+    for layer, rates in enumerate(own):
+        flat = rates.transpose(0, 1).flatten(1).double()
+        assert torch.allclose(torch.from_numpy(mean.values[layer]), flat.mean(1))
+        assert torch.allclose(torch.from_numpy(spread.values[layer]), flat.std(1, correction=0))
+    real = torch.tensor([[False, True, True, True, True, True]]).expand(2, -1)
+    padded, alone = rate_maps(model[0], hidden, real)[0], rate_maps(model[0], hidden[:, 1:])[0]
+    assert padded.values == pytest.approx(alone.values)
+    with pytest.raises(InputError, match="without context-aware positions"):
+        rate_maps(torch.nn.Linear(3, 3), hidden)
 
 
 def test_what_cannot_be_told_is_refused() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyhead.positions.carope import ContextRotaryPositions
+from polyhead.positions.carope import ContextRotaryPositions, rate_maps
 from polyhead.positions.rotary import RotaryPositions, rotate
 
-__all__ = ["ContextRotaryPositions", "RotaryPositions", "rotate"]
+__all__ = ["ContextRotaryPositions", "RotaryPositions", "rate_maps", "rotate"]

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from polyhead.errors import InputError
+from polyhead.headmap import HeadMap
 from polyhead.papers import paper
 from polyhead.positions.rotary import rotate
 
 if TYPE_CHECKING:
     from polyhead.attention.call import Call
 
-__all__ = ["ContextRotaryPositions"]
+__all__ = ["ContextRotaryPositions", "rate_maps"]
 
 _KEPT = "turned"
 
@@ -100,3 +101,47 @@ class ContextRotaryPositions(nn.Module):
             call.after[_KEPT] = phases[:, :, -1:].clone()
         turned = [rotate(each, phases.repeat_interleave(each.shape[1] // heads, 1)) for each in (q, k)]
         return turned[0], turned[1]
+
+
+@torch.no_grad()
+def rate_maps(model: nn.Module, *inputs: Any) -> tuple[HeadMap, HeadMap]:
+    """How fast each head turns in a run of ``model(*inputs)``: mean over tokens, and how much tokens differ.
+
+    Args:
+        model: with one layer that has such positions or more, of as many heads each.
+        inputs: of the model.
+
+    Returns:
+        Mean and standard deviation of ``f`` over real tokens, ``[layers, heads]``, layers in the order they ran.
+
+    Raises:
+        InputError: a model without such positions.
+
+    Example:
+        >>> from polyhead.attention import Attention, AttentionShape
+        >>> layer = Attention(AttentionShape(32, 4), positions=ContextRotaryPositions(32, 4, 8))
+        >>> [each.values.shape for each in rate_maps(layer, torch.randn(1, 5, 32))]
+        [(1, 4), (1, 4)]
+    """
+    found: list[torch.Tensor] = []
+
+    def note(positions: ContextRotaryPositions, given: tuple[Any, ...]) -> None:
+        call: Call = given[2]
+        rates = positions.rates(call.hidden).transpose(1, 2).double()
+        found.append(rates.flatten(0, 1) if call.padding is None else rates[call.padding])
+
+    parts = [part for part in model.modules() if isinstance(part, ContextRotaryPositions)]
+    if not parts:
+        raise InputError("A model without context-aware positions was given; expected ContextRotaryPositions.")
+    hooks = [part.register_forward_pre_hook(note) for part in parts]
+    try:
+        model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    mean = torch.stack([each.mean(0) for each in found]).numpy()
+    spread = torch.stack([each.std(0, correction=0) for each in found]).numpy()
+    return (
+        HeadMap(mean, "turn of the first pair", higher_means="turns faster"),
+        HeadMap(spread, "spread of that turn over tokens", higher_means="turns by what a token says"),
+    )
