@@ -13,6 +13,7 @@ from polyhead.pooling import (
     GeneralizedSumPooler,
     GGeMPooler,
     LatentAttentionPooler,
+    LowRankPooler,
     MultiLayerPooler,
     Pooler,
     WeightedLayersPooler,
@@ -29,6 +30,7 @@ CASES: dict[str, Callable[[], Pooler]] = {
     "ggem shift": lambda: GGeMPooler(DIM, 4, p=2.0, signed="shift"),
     "ggem power": lambda: GGeMPooler(DIM, 2, p=2.0, signed="power"),
     "generalized sum": lambda: GeneralizedSumPooler(DIM, count=3, mass=0.4, gamma=2.0),
+    "low rank": lambda: LowRankPooler(DIM, heads=3, rank=2, context="last"),
 }
 
 

@@ -19,6 +19,7 @@ from polyhead.pooling.landmark import LandmarkPooler, Landmarks, position_bias
 from polyhead.pooling.last import LastPooler
 from polyhead.pooling.latent_attention import LatentAttentionPooler
 from polyhead.pooling.layers import WeightedLayersPooler
+from polyhead.pooling.low_rank import LowRankPooler, redundancy
 from polyhead.pooling.max import MaxPooler
 from polyhead.pooling.mean import MeanPooler
 from polyhead.pooling.mean_sqrt_len import MeanSqrtLenPooler
@@ -36,6 +37,7 @@ __all__ = [
     "Landmarks",
     "LastPooler",
     "LatentAttentionPooler",
+    "LowRankPooler",
     "MaxPooler",
     "MeanPooler",
     "MeanSqrtLenPooler",
@@ -49,6 +51,7 @@ __all__ = [
     "pooler_for",
     "pooler_from",
     "position_bias",
+    "redundancy",
 ]
 
 POOLERS: dict[str, type[Pooler]] = {
