@@ -161,6 +161,10 @@ def _run(scale: Scale, seed: int) -> Evidence:
         notes="Inputs are isotropic. The interval is over prompts.",
         details={
             "errors": means,
+            "2 heads by seed": [
+                {**form, "error": float((layer(x, y, question) - answer).square().mean().detach())}
+                for form, layer in zip(forms, layers["2 heads"], strict=True)
+            ],
             "heads": [
                 {"mu": layer.output_value[:, -1].tolist(), "key_query": layer.key_query[:, :-1].tolist()}
                 for layer in layers["2 heads"][:1]
