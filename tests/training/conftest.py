@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from training_parts import WORDS, pairs, tiny_encoder
+from training_parts import tiny_encoder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """accelerate collects garbage in every run, which takes as long as all that was imported is large."""
+    import sentence_transformers  # noqa: F401
+
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -22,11 +33,3 @@ def encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def encoder() -> Any:
     """The same model in memory, in evaluation mode."""
     return tiny_encoder().eval()
-
-
-@pytest.fixture
-def rows() -> list[dict[str, str]]:
-    """16 pairs without a double."""
-    assert len(WORDS) > 16
-    torch.manual_seed(0)
-    return pairs(16)

@@ -21,7 +21,7 @@ WIDTH = 8
 
 
 def options(**changes: Any) -> Options:
-    return Options(**{"batch_size": 8, "steps": 3, "learning_rate": 1e-2, "warmup": 0.0, "device": "cpu", **changes})
+    return Options(**{"batch_size": 8, "steps": 2, "learning_rate": 1e-2, "warmup": 0.0, "device": "cpu", **changes})
 
 
 @pytest.mark.parametrize("cached", [None, 3])
@@ -136,10 +136,10 @@ def test_heads_are_off_in_training_steps_only(policy: Any) -> None:
 
             return Both()
 
-    trainer = Trainer(InfoNCE(), options=options(steps=6), during=[Late(1, policy, seed=5)])
+    trainer = Trainer(InfoNCE(), options=options(steps=3), during=[Late(1, policy, seed=5)])
     trainer.fit(model, pairs(8))
     steps = [zero[i : i + 2] for i in range(0, len(zero), 2)]  # anchors and positives
-    assert len(steps) == 6
+    assert len(steps) == 3
     for first, second in steps:
         assert first == second
         assert sorted(layer for layer, _ in first[1]) == [0, 1, 2]

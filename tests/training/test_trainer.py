@@ -25,6 +25,7 @@ from polyhead.objectives import (
     Objective,
     TripletLoss,
 )
+from polyhead.pooling import AttentionPooler
 from polyhead.training import ObjectiveLoss, Options, Trainer, examples, held_out, trainable
 from polyhead.training.engine import LabelBatches, ShuffledBatches
 
@@ -92,6 +93,18 @@ def test_training_learns_and_the_folder_is_plain(encoder_folder: Path, tmp_path:
     np.testing.assert_allclose(plain.encode(texts), expected, atol=1e-6)
     np.testing.assert_allclose(Encoder(str(tmp_path / "out"), backend="torch").encode(texts).dense, expected, atol=1e-5)
     assert not (tmp_path / "out" / "checkpoints").exists()
+
+
+def test_poolers_are_trained_and_saved(encoder_folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pooler = AttentionPooler(32, heads=4)
+    start = {name: value.clone() for name, value in pooler.state_dict().items()}
+    options = Options(batch_size=8, steps=2, warmup=0, learning_rate=1e-2, **CPU)
+    trainer = Trainer(InfoNCE(), tmp_path / "out", options).fit(encoder_folder, pairs(8), pooling=pooler)
+    assert any(not torch.equal(value, start[name]) for name, value in pooler.state_dict().items())
+    expected = trainer.model_.encode(["the river"])
+    found = SentenceTransformer(str(tmp_path / "out"), trust_remote_code=True, device="cpu").encode(["the river"])
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_one_seed_one_result(encoder_folder: Path) -> None:

@@ -64,7 +64,7 @@ def run_options() -> Any:
     """Four steps an epoch, a checkpoint every third step, so that one falls inside an epoch."""
     from polyhead.training import Options
 
-    return Options(batch_size=4, epochs=3, learning_rate=1e-3, save_every=3, device="cpu", seed=7)
+    return Options(batch_size=4, epochs=2, learning_rate=1e-3, save_every=3, device="cpu", seed=7)
 
 
 if __name__ == "__main__":

@@ -110,6 +110,10 @@ class Engine(SentenceTransformerTrainer):
             stack.enter_context(torch.autocast(self.args.device.type, torch.bfloat16))
         return stack
 
+    def unwrap(self) -> None:
+        """Give the model its own ``forward`` back, which computes in bfloat16 no longer."""
+        self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+
     def _plain_loss(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         with self.compute_loss_context_manager():
             loss = self.compute_loss(model, self._prepare_inputs(dict(inputs)))

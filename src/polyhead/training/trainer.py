@@ -230,6 +230,7 @@ class Trainer:
                     action.attach(headed(model))
             engine = self._engine(model, loss, rows, measure, folder, options, progress)
             found = last_checkpoint(folder / _CHECKPOINTS)
+            stack.callback(engine.unwrap)
             engine.train(resume_from_checkpoint=None if found is None else str(found))
         self.steps_ = int(engine.state.global_step)
         self.history_ = list(engine.state.log_history)
