@@ -12,15 +12,8 @@ from transformers import LlamaForCausalLM
 
 import polyhead
 from polyhead.attention import AttentionShape
-from polyhead.attention.moa_sparse import (
-    ElasticSpan,
-    InfluenceProfile,
-    SpanAttention,
-    SpanPlan,
-    profile_attention_influence,
-    search_plan,
-    span_density,
-)
+from polyhead.attention.moa_plan import InfluenceProfile, SpanPlan, profile_attention_influence, search_plan
+from polyhead.attention.moa_sparse import ElasticSpan, SpanAttention, span_density
 from polyhead.errors import InputError
 from polyhead.heads.needles import NeedlePrompt, Needles
 from polyhead.tap import AttentionCall, attention_weights, tapped
@@ -70,7 +63,7 @@ def test_profile_is_the_first_order_of_leaving_weights_out() -> None:
     """Against finite differences of the loss along the paper's change of weights, in a layer of a model."""
     torch.manual_seed(0)
     model = polyhead.load(LlamaForCausalLM(tiny("llama").config).double().eval())
-    one = needles(model, 1)
+    one = needles(model, 1, tokens=6)
     spans = [ElasticSpan(2), ElasticSpan(0, 0.5), ElasticSpan(0, 1)]
     profile = profile_attention_influence(model, one, spans, sinks=1)
     assert profile.losses.shape == (1, 2, 4, 3)

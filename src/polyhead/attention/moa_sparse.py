@@ -1,11 +1,11 @@
-"""A span for each head: sliding windows that may grow with the text, chosen from a profile of what heads need."""
+"""A span for each head: sliding windows that may grow with the text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,31 +13,18 @@ from torch.nn import functional as F
 
 from polyhead.attention.base import Attention, Positions
 from polyhead.attention.call import AttentionShape, Call, State
+from polyhead.attention.flex import UNIT, span_attention
 from polyhead.errors import InputError
 from polyhead.papers import paper
 
-if TYPE_CHECKING:
-    from polyhead.headmap import HeadMap
-    from polyhead.heads.needles import Needles
-    from polyhead.model import HeadedModel
-    from polyhead.tap import AttentionCall
-
-__all__ = [
-    "ElasticSpan",
-    "InfluenceProfile",
-    "SpanAttention",
-    "SpanPlan",
-    "profile_attention_influence",
-    "search_plan",
-    "span_density",
-]
-
-Progress = Callable[[int, "int | None"], None]
+__all__ = ["ElasticSpan", "SpanAttention", "span_density", "spans_at", "who_meets"]
 
 
 @dataclass(frozen=True)
 class ElasticSpan:
     """``floor(start + grow x length)`` tokens that a head looks back, its own included, and at least 1.
+
+    Both numbers are rounded up to a millionth of a token.
 
     Attributes:
         start: tokens.
@@ -62,13 +49,19 @@ class ElasticSpan:
 
     def at(self, length: int) -> int:
         """Tokens at a length of text."""
-        return max(1, int(self.start + self.grow * length))
+        start, grow = self.fixed
+        return max(1, (start + grow * length) // UNIT)
+
+    @property
+    def fixed(self) -> tuple[int, int]:
+        """Start and growth as whole numbers of ``1 / UNIT`` tokens, rounded up, so that all ways of counting agree."""
+        return math.ceil(self.start * UNIT), math.ceil(self.grow * UNIT)
 
 
 def span_density(spans: Sequence[ElasticSpan], length: int, sinks: int = 4) -> np.ndarray:
     """``[spans]`` share of the pairs of causal attention that are left in a text of ``length`` tokens."""
     places = torch.arange(length)
-    met = _met(_spans_at(spans, places[None] + 1), places[None], places[None], sinks)[0]
+    met = who_meets(spans_at(spans, places[None] + 1), places[None], places[None], sinks)[0]
     return (met & (places <= places[:, None])).sum((1, 2)).numpy() / (length * (length + 1) / 2)
 
 
@@ -85,6 +78,8 @@ class SpanAttention(Attention):
         positions: tells queries and keys where they stand.
         spans: one a query head; None for 64 tokens in every second head, and a quarter of the text in the others.
         sinks: first tokens that every head sees.
+        flex: skip blocks out of reach by :mod:`polyhead.attention.flex` where it applies (whole texts without padding
+            and without gradients); it compiles for some seconds at first.
 
     Raises:
         InputError: another number of spans than heads, or fewer than 0 sinks.
@@ -112,6 +107,7 @@ class SpanAttention(Attention):
         positions: Positions | None = None,
         spans: Sequence[ElasticSpan] | None = None,
         sinks: int = 4,
+        flex: bool = False,
     ) -> None:
         super().__init__(shape, causal=causal, positions=positions)
         if spans is None:
@@ -124,10 +120,22 @@ class SpanAttention(Attention):
             )
         self.spans = tuple(spans)
         self.sinks = sinks
+        self.flex = flex
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call) -> torch.Tensor:
+        """Heads ``[batch, heads, query tokens, head_dim]``, blocks out of reach skipped where ``flex`` applies."""
+        if not self.flex or call.padding is not None or call.mask is not None or q.shape[2] != k.shape[2]:
+            return super().attend(q, k, v, call)
+        q, k = self.inner(q, k, call)
+        return span_attention(q, k, v, torch.tensor([span.fixed for span in self.spans]), self.sinks)
+
+    def weights(self, q: torch.Tensor, k: torch.Tensor, call: Call) -> torch.Tensor:
+        """Weights ``[batch, heads, query tokens, key tokens]``, zero out of reach."""
+        return super().weights(q, k, call)
 
     def choose(self, q: torch.Tensor, k: torch.Tensor, call: Call) -> torch.Tensor:
         """``[batch or 1, heads, query tokens, key tokens]``."""
-        met = _met(_spans_at(self.spans, call.q_positions + 1), call.q_positions, call.k_positions, self.sinks)
+        met = who_meets(spans_at(self.spans, call.q_positions + 1), call.q_positions, call.k_positions, self.sinks)
         allowed = call.allowed()
         return met if allowed is None else met & allowed
 
@@ -146,7 +154,7 @@ class SpanAttention(Attention):
             old = (state.tensors[name][:, index] for name in ("keys", "values"))
             k, v = (torch.cat([kept, new], 2) for kept, new in zip(old, (k, v), strict=True))
             places, real = torch.cat([before, places], 1), torch.cat([held, real], 1)
-        spans = _spans_at(self.spans, call.q_positions + 1)[0]
+        spans = spans_at(self.spans, call.q_positions + 1)[0]
         apart = call.q_positions[0][:, None] - places.repeat_interleave(self.shape.heads // groups, 0)[:, None]
         met = (apart < spans[..., None]) | (apart > call.q_positions[0][:, None] - self.sinks)
         met = met & (apart >= 0) & real.repeat_interleave(self.shape.heads // groups, 0)[:, None]
@@ -180,213 +188,13 @@ class SpanAttention(Attention):
         return torch.where(held, begin + slots, 0).to(device), places.to(device), held.to(device)
 
 
-@dataclass(frozen=True)
-class InfluenceProfile:
-    """What each span of each head would cost.
-
-    Attributes:
-        losses: ``[lengths, layers, heads, spans]`` nats of loss, to first order, of looking no further back.
-        lengths: tokens of the prompts, a row each.
-        spans: the candidates.
-        sinks: first tokens that stay visible.
-        model: it was measured on.
-    """
-
-    losses: np.ndarray
-    lengths: tuple[int, ...]
-    spans: tuple[ElasticSpan, ...]
-    sinks: int
-    model: str = ""
-
-
-def profile_attention_influence(
-    model: HeadedModel,
-    needles: Needles,
-    spans: Sequence[ElasticSpan],
-    *,
-    sinks: int = 4,
-    progress: Progress | None = None,
-) -> InfluenceProfile:
-    """Estimate from gradients what each candidate span would cost each head.
-
-    Leaving out weight ``A_ij`` changes it by ``-A_ij`` and the others of its row by ``A_ik A_ij / (1 - A_ij)``; with
-    the gradient ``g`` of the loss that is ``A_ij (sum_k g_ik A_ik - g_ij) / (1 - A_ij)``. A span costs the sum over
-    what it leaves out (moa-sparse, section 4.2).
-
-    Args:
-        model: a decoder with its language-model head, in float32.
-        needles: prompts and the answers whose mean loss a token counts; the paper takes the model's own answers.
-        spans: candidates.
-        sinks: first tokens that stay visible.
-        progress: told prompts done and prompts in all.
-
-    Returns:
-        A profile with the mean over the prompts of each length.
-
-    Raises:
-        InputError: no candidates, or a model without logits.
-    """
-    if not spans:
-        raise InputError("No spans were given to profile; expected at least one candidate.")
-    sums: dict[int, list[np.ndarray]] = {}
-    for at, prompt in enumerate(needles.prompts):
-        ids = [*prompt.prompt, *prompt.answer[:-1]]
-        sums.setdefault(len(prompt.prompt), []).append(_influence(model, ids, prompt.answer, spans, sinks))
-        if progress is not None:
-            progress(at + 1, len(needles))
-    lengths = tuple(sorted(sums))
-    losses = np.stack([np.mean(sums[length], 0) for length in lengths])
-    return InfluenceProfile(losses, lengths, tuple(spans), sinks, model.name)
-
-
-def _influence(
-    model: HeadedModel, ids: list[int], answer: Sequence[int], spans: Sequence[ElasticSpan], sinks: int
-) -> np.ndarray:
-    from polyhead.tap import attention_weights, tapped
-
-    seen: list[tuple[AttentionCall, torch.Tensor]] = []
-
-    def watch(call: AttentionCall) -> torch.Tensor:
-        leaf = torch.zeros_like(call.output, requires_grad=True)
-        seen.append((call, leaf))
-        return call.output + leaf
-
-    with torch.enable_grad(), tapped(model.module, watch):
-        given = torch.tensor([ids], device=model.device)
-        logits = getattr(model(input_ids=given), "logits", None)
-        if logits is None:
-            raise InputError("A profile needs logits: load the model with load(name, lm_head=True).")
-        loss = F.cross_entropy(logits[0, -len(answer) :].float(), torch.tensor(answer, device=logits.device))
-        slopes = torch.autograd.grad(loss, [leaf for _, leaf in seen])
-    places = torch.arange(len(ids), device=model.device)[None]
-    dropped = ~_met(_spans_at(spans, places + 1), places, places, sinks)[0]
-    found = []
-    with torch.no_grad():
-        for (call, _), slope in zip(seen, slopes, strict=True):
-            weights = attention_weights(call)[0].double()
-            values = call.value[0].repeat_interleave(len(weights) // call.value.shape[1], 0)
-            g = (slope[0].transpose(0, 1) @ values.transpose(1, 2)).double()
-            change = weights * ((g * weights).sum(-1, keepdim=True) - g) / (1 - weights).clamp_min(1e-6)
-            found.append(torch.einsum("hij,rij->hr", change, dropped.to(change)).cpu().numpy())
-    return np.stack(found)
-
-
-@dataclass(frozen=True)
-class SpanPlan:
-    """A span for every head of a model.
-
-    Attributes:
-        spans: ``[layers][heads]``.
-        sinks: first tokens that every head sees.
-        cost: what the profile says it costs, nats, summed over its lengths; NaN where none was measured.
-    """
-
-    spans: tuple[tuple[ElasticSpan, ...], ...]
-    sinks: int = 4
-    cost: float = float("nan")
-
-    def density(self, length: int) -> float:
-        """Share of causal attention that is left in a text of ``length`` tokens."""
-        return float(np.mean([span_density(row, length, self.sinks) for row in self.spans]))
-
-    def to_map(self, length: int) -> HeadMap:
-        """Tokens that each head looks back at a length of text."""
-        from polyhead.headmap import HeadMap
-
-        values = np.array([[span.at(length) for span in row] for row in self.spans])
-        return HeadMap(values, name=f"span at {length} tokens", higher_means="looks further back")
-
-    @contextmanager
-    def on(self, model: HeadedModel) -> Iterator[None]:
-        """Let heads of ``model`` look back as far as the plan says, and no further, while the block runs.
-
-        Raises:
-            InputError: a model of another number of layers or heads.
-        """
-        from polyhead.tap import additive_mask, tapped
-
-        heads = [layer.heads for layer in model.attention_layers]
-        if [len(row) for row in self.spans] != heads:
-            raise InputError(
-                f"A plan for {[len(row) for row in self.spans]} heads a layer was given; '{model.name}' has {heads}."
-            )
-        layer_of = {id(layer.module): at for at, layer in enumerate(model.attention_layers)}
-
-        def prepare(call: AttentionCall) -> AttentionCall:
-            tokens, keys = call.query.shape[2], call.key.shape[2]
-            mask = additive_mask(call)
-            if mask is None:
-                mask = call.query.new_zeros(1, 1, tokens, keys)
-            real = (mask >= 0).any(2)[:, 0]
-            places = (real.long().cumsum(1) - 1).clamp_min(0)
-            asked = places[:, keys - tokens :]
-            met = _met(_spans_at(self.spans[layer_of[id(call.module)]], asked + 1), asked, places, self.sinks)
-            call.mask = mask.masked_fill(~met, torch.finfo(mask.dtype).min)
-            return call
-
-        with tapped(model.module, lambda _: None, prepare=prepare):
-            yield
-
-
-def search_plan(profile: InfluenceProfile, budget: float, *, objective: Literal["sum", "worst"] = "sum") -> SpanPlan:
-    """The plan of least predicted cost whose mean density keeps within a budget at every length profiled.
-
-    An integer programme with one choice a head (moa-sparse, section 4.3), solved by SciPy's ``milp``.
-
-    Args:
-        profile: of the candidates.
-        budget: share of causal attention to keep, 0 to 1.
-        objective: "sum" of the losses over lengths, or the "worst" of them.
-
-    Raises:
-        InputError: another objective, or a budget that no candidate keeps.
-
-    Example:
-        >>> losses = np.array([[[[3.0, 0.0], [0.1, 0.0]]]])  # one length, one layer, two heads, two candidates
-        >>> plan = search_plan(InfluenceProfile(losses, (64,), (ElasticSpan(8), ElasticSpan(64)), 0), 0.7)
-        >>> [span.start for span in plan.spans[0]]
-        [64, 8]
-    """
-    from scipy.optimize import Bounds, LinearConstraint, milp
-
-    if objective not in ("sum", "worst"):
-        raise InputError(f"objective={objective!r} was given; expected 'sum' or 'worst'.")
-    lengths, layers, heads, count = profile.losses.shape
-    density = np.stack([span_density(profile.spans, length, profile.sinks) for length in profile.lengths])
-    if (low := density.min(1).max()) > budget:
-        raise InputError(f"A budget of {budget} was given; the candidates keep at least {low:.3f} of attention.")
-    units = layers * heads
-    losses = profile.losses.reshape(lengths, units * count)
-    one_each = np.kron(np.eye(units), np.ones((1, count)))
-    shares = np.tile(density, (1, units)) / units
-    goal = np.concatenate([losses.sum(0) if objective == "sum" else np.zeros(units * count), [objective == "worst"]])
-    rows = [LinearConstraint(_wider(one_each, 0), 1, 1), LinearConstraint(_wider(shares, 0), -np.inf, budget)]
-    if objective == "worst":
-        rows.append(LinearConstraint(_wider(losses, -1), -np.inf, 0))
-    bounds = Bounds(np.append(np.zeros(units * count), -np.inf), np.append(np.ones(units * count), np.inf))
-    found = milp(goal, constraints=rows, bounds=bounds, integrality=np.append(np.ones(units * count), 0))
-    if found.x is None:
-        raise InputError(f"No plan keeps within {budget}: {found.message}")
-    picked = found.x[:-1].reshape(units, count).argmax(1)
-    spans = [[profile.spans[at] for at in row] for row in picked.reshape(layers, heads)]
-    cost = float(profile.losses.reshape(lengths, units, count)[:, np.arange(units), picked].sum())
-    return SpanPlan(tuple(tuple(row) for row in spans), profile.sinks, cost)
-
-
-def _wider(matrix: np.ndarray, last: float) -> np.ndarray:
-    return np.concatenate([matrix, np.full((len(matrix), 1), last)], 1)
-
-
-def _spans_at(spans: Sequence[ElasticSpan], lengths: torch.Tensor) -> torch.Tensor:
+def spans_at(spans: Sequence[ElasticSpan], lengths: torch.Tensor) -> torch.Tensor:
     """``[batch, spans, queries]`` tokens at lengths ``[batch, queries]``."""
-    start, grow = (
-        torch.tensor([getattr(span, name) for span in spans], dtype=torch.float64, device=lengths.device)[:, None]
-        for name in ("start", "grow")
-    )
-    return (start + grow * lengths[:, None]).floor().clamp_min(1).long()
+    fixed = torch.tensor([span.fixed for span in spans], device=lengths.device)
+    return ((fixed[:, :1] + fixed[:, 1:] * lengths[:, None]) // UNIT).clamp_min(1)
 
 
-def _met(spans: torch.Tensor, asked: torch.Tensor, places: torch.Tensor, sinks: int) -> torch.Tensor:
+def who_meets(spans: torch.Tensor, asked: torch.Tensor, places: torch.Tensor, sinks: int) -> torch.Tensor:
     """``[batch, heads, queries, keys]`` who lies in whose span ``[batch, heads, queries]``, or among the first."""
     apart = asked[:, :, None] - places[:, None, :]
     return (apart[:, None] < spans[..., None]) | (places < sinks)[:, None, None, :]

@@ -8,13 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from polyhead.attention.moa_sparse import (
-    ElasticSpan,
-    SpanPlan,
-    profile_attention_influence,
-    search_plan,
-    span_density,
-)
+from polyhead.attention.moa_plan import SpanPlan, profile_attention_influence, search_plan
+from polyhead.attention.moa_sparse import ElasticSpan, span_density
 from polyhead.claims.base import Evidence, Scale, loaded, verdict_of
 from polyhead.heads.needles import Needles
 
