@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from polyhead.attention import Attention, AttentionShape, LinearAttention
+from polyhead.attention.mae_heads import MixtureOfAttentiveExperts
 from polyhead.attention.mhla import TokenLevelMultiHeadLinearAttention
+from polyhead.attention.rcmha import RelativeConvAttention
 from polyhead.errors import InputError
 from polyhead.positions import ContextRotaryPositions, RotaryPositions, rate_maps
 from tests.attention.cases import Case
@@ -75,6 +77,19 @@ def test_rates_of_heads_leave_padding_out() -> None:
     assert padded.values == pytest.approx(alone.values)
     with pytest.raises(InputError, match="without context-aware positions"):
         rate_maps(torch.nn.Linear(3, 3), hidden)
+
+
+def test_steps_carry_phases_beside_what_else_they_carry() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 9, 32, dtype=torch.float64)
+    for kind in (RelativeConvAttention, MixtureOfAttentiveExperts):
+        layer = layer_of(True, kind).double()
+        state, parts = None, []
+        for piece in hidden.split([1, 5, 3], 1):
+            part, state = layer.step(piece, state)
+            parts.append(part)
+        assert len(state.tensors) == 4
+        assert torch.allclose(torch.cat(parts, 1), layer(hidden))
 
 
 def test_what_cannot_be_told_is_refused() -> None:

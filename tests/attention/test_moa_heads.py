@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
 from polyhead.attention import AttentionShape, GroupedQueryAttention
-from polyhead.attention.moa_heads import MixtureOfAttentionHeads
+from polyhead.attention.moa_heads import MixtureOfAttentionHeads, expert_use, token_expert_pmi
 from polyhead.errors import InputError
 from tests.attention.cases import Case
 
@@ -48,3 +50,24 @@ def test_all_experts_at_equal_weights_is_multi_query_attention() -> None:
 def test_too_few_experts_are_refused() -> None:
     with pytest.raises(InputError, match="as many or more"):
         MixtureOfAttentionHeads(SHAPE, experts=3)
+
+
+def test_use_and_pmi_are_counts() -> None:
+    torch.manual_seed(0)
+    layer, hidden = MixtureOfAttentionHeads(AttentionShape(32, 2), experts=5), torch.randn(2, 6, 32)
+    ids, real = torch.randint(3, (2, 6)) * 10, torch.ones(2, 6, dtype=torch.bool)
+    real[1, :2] = False
+    best = layer.router(hidden).topk(2, -1).indices
+    chosen = [(int(ids[b, t]), int(e)) for b in range(2) for t in range(6) if real[b, t] for e in best[b, t]]
+    use = expert_use(layer, hidden, real)
+    assert use.tolist() == pytest.approx([sum(e == at for _, e in chosen) / 20 for at in range(5)])
+    kinds, pmi = token_expert_pmi(layer, hidden, ids, real)
+    assert kinds.tolist() == sorted({kind for kind, _ in chosen})
+    for row, kind in enumerate(kinds.tolist()):
+        for expert in range(5):
+            both = chosen.count((kind, expert)) / 20
+            of_kind, of_expert = (sum(pair[i] == x for pair in chosen) / 20 for i, x in ((0, kind), (1, expert)))
+            wanted = math.log2(both / (of_kind * of_expert)) if both else (-math.inf if of_expert else 0.0)
+            assert pmi[row, expert].item() == pytest.approx(wanted)
+    with pytest.raises(InputError, match="one a token"):
+        token_expert_pmi(layer, hidden, ids[:1])

@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from polyhead.attention.base import Attention, LayerMatrices, Positions, Triple
-from polyhead.attention.call import AttentionShape, Call
+from polyhead.attention.call import AttentionShape, Call, check_input
 from polyhead.errors import InputError
 from polyhead.papers import paper
 
-__all__ = ["MixtureOfAttentionHeads"]
+__all__ = ["MixtureOfAttentionHeads", "expert_use", "token_expert_pmi"]
 
 
 @paper("moa-heads")
@@ -122,3 +122,59 @@ class MixtureOfAttentionHeads(Attention):
         wanted = (probabilities * real).sum((0, 1)) / count
         flat = (logits.logsumexp(-1, keepdim=True).square() * real).sum() / count
         return self.balance * self.experts * (used * wanted).sum() + self.flat * flat
+
+
+@torch.no_grad()
+def expert_use(
+    layer: MixtureOfAttentionHeads, hidden: torch.Tensor, padding: torch.Tensor | None = None
+) -> torch.Tensor:
+    """``[experts]`` share of all choices that fell on each expert, over real tokens of ``[batch, tokens, dim]``.
+
+    Example:
+        >>> layer = MixtureOfAttentionHeads(AttentionShape(64, 4), experts=16)
+        >>> round(expert_use(layer, torch.randn(2, 5, 64)).sum().item(), 4)
+        1.0
+    """
+    counts = _choices(layer, hidden, padding)[0].sum(0)
+    return counts / counts.sum()
+
+
+@torch.no_grad()
+def token_expert_pmi(
+    layer: MixtureOfAttentionHeads, hidden: torch.Tensor, ids: torch.Tensor, padding: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which experts the occurrences of a token choose: ``log2(p(token, expert) / (p(token) p(expert)))``.
+
+    Args:
+        layer: the layer.
+        hidden: ``[batch, tokens, dim]`` states that enter it.
+        ids: ``[batch, tokens]`` what stands there.
+        padding: True at real tokens.
+
+    Returns:
+        The ids found, ``[kinds]``, and ``[kinds, experts]`` bits; minus infinity where never chosen, 0 for experts
+        that nobody chose.
+
+    Raises:
+        InputError: ids of another shape.
+    """
+    if ids.shape != hidden.shape[:2]:
+        raise InputError(f"Ids {list(ids.shape)} were given; expected {list(hidden.shape[:2])}, one a token.")
+    chosen, real = _choices(layer, hidden, padding)
+    kinds, of_token = ids[real].unique(return_inverse=True)
+    joint = chosen.new_zeros(len(kinds), layer.experts).index_add(0, of_token, chosen)
+    joint = joint / joint.sum()
+    apart = joint.sum(1, keepdim=True) * joint.sum(0, keepdim=True)
+    return kinds, torch.where(apart > 0, (joint / apart.clamp_min(1e-300)).log2(), 0.0)
+
+
+def _choices(
+    layer: MixtureOfAttentionHeads, hidden: torch.Tensor, padding: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[real tokens, experts]`` ones at each token's experts, and where real tokens are."""
+    check_input(hidden, padding, layer.dim)
+    real = torch.ones_like(hidden[..., 0], dtype=torch.bool) if padding is None else padding
+    assert layer.shape is not None
+    best = layer.router(hidden[real]).topk(layer.shape.heads, -1).indices
+    ones = torch.zeros(len(best), layer.experts, dtype=torch.float64, device=best.device).scatter(1, best, 1.0)
+    return ones, real

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from polyhead.attention import Attention, AttentionShape
-from polyhead.attention.moa_heads import MixtureOfAttentionHeads
+from polyhead.attention.moa_heads import MixtureOfAttentionHeads, expert_use
 from polyhead.claims._tiny_tasks import (
     Batch,
     TinyTransformer,
@@ -69,9 +69,7 @@ def _use_entropy(model: TinyTransformer, test: Batch) -> float:
     found: list[float] = []
 
     def note(layer: MixtureOfAttentionHeads, given: tuple[torch.Tensor]) -> None:
-        assert layer.shape is not None
-        chosen = layer.router(given[0]).topk(layer.shape.heads, -1).indices.flatten()
-        share = torch.bincount(chosen, minlength=layer.experts).double() / len(chosen)
+        share = expert_use(layer, given[0])
         found.append(-(share * share.clamp_min(1e-12).log2()).sum().item())
 
     hooks = [layer.register_forward_pre_hook(note) for layer in model.layers]
