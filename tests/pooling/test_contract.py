@@ -198,3 +198,20 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace("8", "16"))
     with pytest.raises(InputError, match="no saved pooler"):
         load_pooler(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::polyhead.embed.LongTextWarning")
+@pytest.mark.parametrize("pooler", ["mean", "last", WeightedLayersPooler(2), AttentionPooler(16, 4)], ids=str)
+def test_an_encoder_saved_encodes_the_same(pooler: str | Pooler, folder: Path, tmp_path: Path) -> None:
+    given = pooler if isinstance(pooler, str) else disturbed(pooler)
+    encoder = Encoder(str(folder), backend="torch", pooling=given, cache_dir=tmp_path, max_tokens=6, device="cpu")
+    expected = encoder.encode(TEXTS, on_long="truncate").dense
+    custom = encoder.save(tmp_path / "saved")
+    assert custom == (["AttentionPooler"] if isinstance(pooler, AttentionPooler) else [])
+    peer = SentenceTransformer(str(tmp_path / "saved"), device="cpu", trust_remote_code=bool(custom))
+    np.testing.assert_allclose(peer.encode(TEXTS), expected, atol=1e-6)
+    # And once more, from the saved folder.
+    again = Encoder(str(tmp_path / "saved"), backend="torch", cache_dir=tmp_path, device="cpu")
+    assert again.save(tmp_path / "twice") == custom
+    peer = SentenceTransformer(str(tmp_path / "twice"), device="cpu", trust_remote_code=bool(custom))
+    np.testing.assert_allclose(peer.encode(TEXTS), expected, atol=1e-6)

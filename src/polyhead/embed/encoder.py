@@ -333,6 +333,26 @@ class Encoder:
         self._normalize(result.dense, normalize)
         return result
 
+    def save(self, folder: str | Path) -> list[str]:
+        """Save as a sentence-transformers folder, of its own modules wherever the pooling allows; needs it installed.
+
+        Args:
+            folder: where to.
+
+        Returns:
+            Names of poolers that are no stock module: none, and plain sentence-transformers opens the folder and
+            encodes the same; else it needs Polyhead installed and ``trust_remote_code=True``.
+
+        Raises:
+            InputError: a model in a GGUF file. MissingExtraError: no sentence-transformers.
+        """
+        from polyhead.embed.saving import sentence_transformer
+
+        model = sentence_transformer(self._recipe, self._facts)
+        from polyhead.pooling.sentence import save
+
+        return save(model, folder)
+
     def _normalize(self, dense: np.ndarray, normalize: bool | None) -> None:
         if self._recipe.normalizes if normalize is None else normalize:
             dense /= np.maximum(np.linalg.norm(dense, axis=-1, keepdims=True), 1e-12)
