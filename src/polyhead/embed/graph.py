@@ -6,7 +6,7 @@ import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +99,8 @@ class EncoderGraph(nn.Module):
 
     def _block_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         taken: dict[int, Tensor] = {}
-        layers, head_layers = self.pooler.layers, self.pooler.head_layers
+        pooler: Any = self.pooler
+        layers, head_layers = pooler.layers, pooler.head_layers
         with self._model.tap_heads(taken.__setitem__, layers=head_layers):
             outputs = self._model(input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True)
         found = [outputs.hidden_states[layer] for layer in layers]

@@ -38,6 +38,13 @@ class BlockPooler(Pooler):
     """
 
     reads: ClassVar[Reads] = "blocks"
+    layers: list[int]
+    heads: list[tuple[int, int]]
+    token_weights: Tensor
+    layer_weights: Tensor | None
+    map: Tensor | None
+    offset: Tensor | None
+    _columns: Tensor | None
     knobs = ("layers", "heads", "sizes", "vocabulary", "out", "blend", "by_position")
 
     def __init__(
@@ -56,7 +63,7 @@ class BlockPooler(Pooler):
             raise InputError("A pooler of no heads and no layers has nothing to read; choose at least one.")
         if blend and heads:
             raise InputError("Heads cannot be blended, their spaces differ; choose layers, or blend=False.")
-        self.layers, self.heads = [int(layer) for layer in layers], [[int(i) for i in pair] for pair in heads]
+        self.layers, self.heads = [int(layer) for layer in layers], [(int(layer), int(head)) for layer, head in heads]
         self.sizes, self.vocabulary, self.out = [int(size) for size in sizes], vocabulary, out
         self.blend, self.by_position = blend, by_position
         hidden, _, head_dim = self.sizes
@@ -84,19 +91,28 @@ class BlockPooler(Pooler):
         """See :class:`Pooler`; states ``[batch, tokens, columns]``: the layers', then all heads of each head layer."""
         if ids is None:
             raise InputError("BlockPooler weighs tokens by what they are: give it ids [batch, tokens].")
-        weights = self.token_weights[ids.clamp(max=self.vocabulary - 1)]  # type: ignore[index]
+        weights = self.token_weights[ids.clamp(max=self.vocabulary - 1)]
         positions = token_positions(mask)
         weights = weights * ((mask != 0) & (positions > skip))
         if self.by_position:
             weights = weights * positions
         pooled = weighted_sum(states.to(weights.dtype), weights) / weights.sum(1, keepdim=True).clamp(min=1e-9)
-        return self.combine(pooled if self._columns is None else pooled[:, self._columns])  # type: ignore[index]
+        return self.combine(pooled if self._columns is None else pooled[:, self._columns])
+
+    def columns_in(self, wider: BlockPooler) -> list[int]:
+        """Where this pooler's blocks are among the pooled blocks of one that reads more."""
+        hidden, _, head_dim = self.sizes
+        starts = [hidden * wider.layers.index(layer) for layer in self.layers]
+        first = hidden * len(wider.layers)
+        heads = [first + head_dim * wider.heads.index(pair) for pair in self.heads]
+        spans = [(start, hidden) for start in starts] + [(start, head_dim) for start in heads]
+        return [column for start, width in spans for column in range(start, start + width)]
 
     def combine(self, blocks: Tensor) -> Tensor:
         """Pooled blocks ``[n, columns of the chosen blocks]`` to vectors ``[n, out]``."""
         if self.layer_weights is not None:
-            blocks = torch.einsum("nld,l->nd", blocks.unflatten(1, (len(self.layers), -1)), self.layer_weights)  # type: ignore[arg-type]
-        return blocks if self.map is None else functional.linear(blocks, self.map, self.offset)  # type: ignore[arg-type]
+            blocks = torch.einsum("nld,l->nd", blocks.unflatten(1, (len(self.layers), -1)), self.layer_weights)
+        return blocks if self.map is None else functional.linear(blocks, self.map, self.offset)
 
     def output_dim(self, dim: int) -> int:
         """See :class:`Pooler`."""
@@ -104,7 +120,7 @@ class BlockPooler(Pooler):
 
     def stock_modules(self, dim: int, include_prompt: bool = True) -> list[nn.Module] | None:
         """See :class:`Pooler`; there are such modules for a blend of layers without positions, the prompt included."""
-        if not self.blend or self.by_position or not include_prompt or self.map is None:
+        if not self.blend or self.by_position or not include_prompt or self.map is None or self.offset is None:
             return None
         from sentence_transformers.base.modules.dense import Dense
         from sentence_transformers.sentence_transformer.modules import Pooling, WeightedLayerPooling, WordWeights
@@ -113,7 +129,8 @@ class BlockPooler(Pooler):
         total = weights.sum()
         blended = WeightedLayerPooling(dim, len(self.layers) - 1, 0, nn.Parameter(weights.clone()))
         names = [str(number) for number in range(self.vocabulary)]
-        known = dict(zip(names, self.token_weights.tolist(), strict=True))  # type: ignore[operator]
-        matrix, offset = self.map * total, self.offset.clone()  # type: ignore[operator, union-attr]
-        dense = Dense(dim, self.out, True, nn.Identity(), matrix, offset)  # type: ignore[arg-type]
+        weighed = zip(names, self.token_weights.tolist(), strict=True)
+        known = {name: weight for name, weight in weighed if weight != 1.0}
+        matrix, offset = self.map * total, self.offset.clone()
+        dense = Dense(dim, self.out, True, nn.Identity(), matrix, offset)
         return [blended, WordWeights(names, known), Pooling(dim, "mean", include_prompt), dense]

@@ -89,21 +89,23 @@ class PoolerModule(Module):
 
     def _block_states(self, features: dict[str, Any]) -> Tensor:
         """Layers as the transformer gives them, heads as they were tapped on its way."""
-        found = [features["all_layer_embeddings"][layer] for layer in self.pooler.layers]
+        pooler: Any = self.pooler
+        found = [features["all_layer_embeddings"][layer] for layer in pooler.layers]
         shape = found[0].shape[:2] if found else features["token_embeddings"].shape[:2]
-        found += [self._tapped[layer].reshape(*shape, -1) for layer in self.pooler.head_layers]
+        found += [self._tapped[layer].reshape(*shape, -1) for layer in pooler.head_layers]
         self._tapped.clear()
         return torch.cat(found, dim=-1)
 
     def on_model_ready(self, model: Any) -> None:
         """Ask the transformer for all layers, and for the heads, where the pooler reads them."""
-        if self.pooler.reads in ("layers", "blocks"):
+        pooler: Any = self.pooler
+        if pooler.reads in ("layers", "blocks"):
             model[0].auto_model.config.output_hidden_states = True
-        if self.pooler.reads == "blocks" and self.pooler.head_layers and self._taps is None:
+        if pooler.reads == "blocks" and pooler.head_layers and self._taps is None:
             from polyhead.model import load
 
             found = load(model[0].auto_model)
-            self._taps = found.tap_heads(self._tapped.__setitem__, layers=self.pooler.head_layers)
+            self._taps = found.tap_heads(self._tapped.__setitem__, layers=pooler.head_layers)
             self._taps.__enter__()
 
     def get_embedding_dimension(self) -> int:
