@@ -27,7 +27,6 @@ def moved(layer: ComplexAttention) -> ComplexAttention:
 
 CASES = {
     "complexformer": Case(lambda causal: moved(ComplexAttention(SHAPE, causal=causal))),
-    "complexformer-identity": Case(lambda causal: moved(ComplexAttention(SHAPE, causal=causal, adapt="identity"))),
     "complexformer-network": Case(lambda causal: moved(ComplexNetworkAttention(SHAPE, causal=causal))),
 }
 

@@ -28,7 +28,6 @@ def moved(causal: bool, **knobs: int | bool) -> RelativeConvAttention:
 CASES = {
     "rcmha": Case(lambda causal: moved(causal)),
     "rcmha-conv-4": Case(lambda causal: moved(causal, kernel=4, relative=False)),
-    "rcmha-relative": Case(lambda causal: moved(causal, conv=False)),
 }
 
 
