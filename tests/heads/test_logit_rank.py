@@ -44,7 +44,7 @@ def test_a_heads_logits_have_at_most_its_own_rank() -> None:
 
 def test_masked_attention_and_no_text_are_refused() -> None:
     model = polyhead.load(tiny("gpt2").eval())
-    with pytest.raises(InputError, match="do not see all others"):
+    with pytest.raises(InputError, match="in no head do all see"):
         head_rank(model, [{name: value[1:] for name, value in inputs_for("gpt2").items()}])
     with pytest.raises(InputError, match="No texts"):
         head_rank(model, [])

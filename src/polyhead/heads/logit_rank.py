@@ -35,9 +35,9 @@ def head_rank(
 ) -> HeadMap:
     """Effective rank of every head's logits, mean over texts.
 
-    Logits are read back from the attention weights: ``log w`` is the logits up to a constant a row, which centring takes
-    off. Their rank is ``head_dim`` at most (plus that of any bias of positions). Only texts whose tokens all see each
-    other are defined: bidirectional models.
+    Logits are read back from the attention weights: ``log w`` is the logits up to a constant a row, which centring
+    takes off. Their rank is ``head_dim`` at most (plus that of any bias of positions). A head so sharp on a text that
+    weights are zero to rounding is not counted there, and is NaN where that is so on all texts.
 
     Args:
         model: with bidirectional attention.
@@ -54,20 +54,23 @@ def head_rank(
     if not texts:
         raise InputError("No texts were given; expected at least one to read attention from.")
     found = torch.zeros(model.layers, model.heads, dtype=torch.float64)
+    counted = torch.zeros_like(found)
     for text in texts:
         inputs = model.tokenize([text]) if isinstance(text, str) else text
         with model.record("attention") as recording, torch.no_grad():
             model(**inputs)
         weights = recording.attention[0].double()  # [layers, heads, tokens, tokens]
         tokens = weights.shape[-1]
-        if tokens < 2 or (weights == 0).any():
+        whole = (weights > 0).flatten(2).all(-1)
+        if tokens < 2 or not whole.any():
             raise InputError(
-                f"{str(text)[:40]!r} has {tokens} tokens, of which some do not see all others; expected two or more, and a "
-                "model with bidirectional attention over the whole text."
+                f"{str(text)[:40]!r} has {tokens} tokens, and in no head do all see each other; expected two tokens or "
+                "more, and a model with bidirectional attention over the whole text."
             )
-        logits = weights.log()
+        logits = weights.log().masked_fill(~whole[..., None, None], 0.0)
         ranks = effective_rank(logits - logits.mean(-1, keepdim=True))
         found += ranks / min(model.head_dim, tokens - 1) if relative else ranks
+        counted += whole
     name = "relative rank of logits" if relative else "effective rank of logits"
     high = "uses more of the rank that its size allows"
-    return HeadMap((found / len(texts)).numpy(), name, model.name, f"{len(texts)} texts", high)
+    return HeadMap((found / counted).numpy(), name, model.name, f"{len(texts)} texts", high)

@@ -163,9 +163,9 @@ def _snapshot(
 def _run(scale: Scale, seed: int) -> Evidence:
     """Accuracy, attention on the relevant positions and clusters of many networks while they learn."""
     smoke = scale == "smoke"
-    runs, steps = (6, 900) if smoke else (16, 5_000)
+    runs, steps = (6, 900) if smoke else (10, 3_000)
     task = SparseModularAddition()
-    sequences = 512 if smoke else 2_048
+    sequences = 512 if smoke else 1_024
     network, snapshots = train(task, runs, steps, sequences=sequences, every=steps // 20, seed=seed)
     accuracy, mass = (np.array([getattr(each, name) for each in snapshots]) for name in ("accuracy", "mass"))
     evenness, clusters = (np.array([getattr(each, name) for each in snapshots]) for name in ("evenness", "clusters"))

@@ -97,7 +97,7 @@ def _run(scale: Scale, seed: int) -> Evidence:
     """Error of nearest-neighbour look-up with equally many weights shared out over more and thinner heads."""
     smoke = scale == "smoke"
     seeds = range(seed, seed + 3)
-    splits = [(16, 1), (4, 4), (1, 16)] if smoke else [(16, 1), (8, 2), (4, 4), (2, 8), (1, 16)]
+    splits = [(16, 1), (4, 4), (1, 16)]
     plans = [(points, 1) for points in ((8,) if smoke else (2, 8, 32))]
     plans += [] if smoke else [(points, 2) for points in (2, 32)]
     steps = 300 if smoke else 700
