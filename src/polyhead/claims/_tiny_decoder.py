@@ -13,10 +13,12 @@ from torch.nn import functional as F
 from polyhead.claims._tiny_tasks import Batch, recall_batch, trained_accuracy
 
 if TYPE_CHECKING:
+    from polyhead.cache import CachePolicy
     from polyhead.compress import Report
+    from polyhead.headmap import HeadMap
     from polyhead.model import HeadedModel
 
-__all__ = ["RecallTask", "TinyDecoder", "converted"]
+__all__ = ["RecallTask", "TinyDecoder", "converted", "decoded", "looks_back"]
 
 
 class TinyDecoder(nn.Module):
@@ -47,19 +49,26 @@ class TinyDecoder(nn.Module):
 
 
 class RecallTask:
-    """Recall of ``pairs`` names and values, with a test that training never sees."""
+    """Recall of ``pairs`` names and values, with a test that training never sees.
 
-    def __init__(self, pairs: int, seed: int, *, count: int = 256) -> None:
-        self.pairs, self.seed = pairs, seed
-        self.test = recall_batch(torch.Generator().manual_seed(10_000 + seed), count, pairs)
+    ``twice`` asks for so many of the names, and for the same ones again.
+    """
+
+    def __init__(self, pairs: int, seed: int, *, count: int = 256, twice: int = 0) -> None:
+        self.pairs, self.seed, self.twice = pairs, seed, twice
+        self.test = self.batch(torch.Generator().manual_seed(10_000 + seed), count)
+
+    def batch(self, generator: torch.Generator, count: int = 32) -> Batch:
+        """Texts of the task."""
+        drawn = recall_batch(generator, count, self.pairs)
+        if not self.twice:
+            return drawn
+        keep = [*range(self.pairs + self.twice), *range(self.pairs, self.pairs + self.twice)]
+        return Batch(drawn.inputs[:, keep], drawn.labels[:, keep])
 
     def train(self, decoder: TinyDecoder, steps: int, *, stream: int = 0, rate: float = 5e-3) -> float:
         """Accuracy after ``steps`` more steps; models trained on one ``stream`` see the same texts."""
-
-        def batch(generator: torch.Generator) -> Batch:
-            return recall_batch(generator, 32, self.pairs)
-
-        return trained_accuracy(decoder, batch, self.test, steps, 100 * self.seed + stream, rate)
+        return trained_accuracy(decoder, self.batch, self.test, steps, 100 * self.seed + stream, rate)
 
     @torch.no_grad()
     def accuracy(self, decoder: TinyDecoder) -> float:
@@ -72,6 +81,34 @@ class RecallTask:
         """Mean cross-entropy in nats."""
         logits = decoder(self.test.inputs).flatten(0, 1)
         return float(F.cross_entropy(logits, self.test.labels.flatten(), ignore_index=-1))
+
+
+@torch.no_grad()
+def looks_back(decoder: TinyDecoder, task: RecallTask, seed: int) -> HeadMap:
+    """Attention ``[layers, heads]`` of asked names to the pair that holds their value, on texts of their own."""
+    from polyhead.headmap import HeadMap
+    from polyhead.model import load
+
+    texts = task.batch(torch.Generator().manual_seed(30_000 + seed), 64).inputs
+    with load(decoder.body).record("attention") as found:
+        decoder(texts)
+    said = texts[:, :, :-16].argmax(-1)  # the names; recall_batch puts 16 values behind them
+    hit = said[:, task.pairs :, None] == said[:, None, : task.pairs]
+    on_it = (found.attention[:, :, :, task.pairs :, : task.pairs] * hit[:, None, None]).sum(-1).mean((0, 3))
+    return HeadMap(on_it.numpy(), name="looks at the pair asked for")
+
+
+@torch.no_grad()
+def decoded(decoder: TinyDecoder, task: RecallTask, policy: CachePolicy, prompt: int) -> tuple[float, int]:
+    """Accuracy of what is asked after the first ``prompt`` tokens, read first, and bytes the cache then held."""
+    from polyhead.model import load
+
+    texts, labels = task.test.inputs, task.test.labels[:, prompt:]
+    with policy.on(load(decoder.body)) as cache:
+        decoder(texts[:, :prompt], past_key_values=cache, use_cache=True)
+        held = cache.bytes
+        logits = decoder(texts[:, prompt:], past_key_values=cache, use_cache=True)
+    return float((logits.argmax(-1) == labels)[labels >= 0].float().mean()), held
 
 
 def converted(
