@@ -105,6 +105,7 @@ def test_poolers_are_trained_and_saved(encoder_folder: Path, tmp_path: Path) -> 
     expected = trainer.model_.encode(["the river"])
     found = SentenceTransformer(str(tmp_path / "out"), trust_remote_code=True, device="cpu").encode(["the river"])
     np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(trainable(tmp_path / "out").encode(["the river"]), expected, atol=1e-6)
 
 
 def test_one_seed_one_result(encoder_folder: Path) -> None:

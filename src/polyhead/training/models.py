@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,9 @@ def _from_files(model: str | Path | Encoder | HeadedModel, device: str | None) -
     loading = {"dtype": "float32"}
     path = Path(files.path)
     if (path / "modules.json").is_file():
-        found = SentenceTransformer(str(path), device=device, model_kwargs=loading)
+        found = SentenceTransformer._load_with_module_classes(
+            str(path), _own_modules(path), device=device, model_kwargs=loading
+        )
     else:
         try:
             body = Transformer(str(path), model_kwargs=loading)
@@ -103,6 +106,20 @@ def _from_files(model: str | Path | Encoder | HeadedModel, device: str | None) -
     if isinstance(model, HeadedModel):
         found[0].auto_model.load_state_dict(model.module.state_dict())
     return found
+
+
+def _own_modules(path: Path) -> dict[str, type]:
+    """Polyhead's own pooling, which is no foreign code to be trusted; with a pooler of anyone else's it is left out."""
+    from polyhead.pooling.sentence import PoolerModule
+
+    name = f"{PoolerModule.__module__}.{PoolerModule.__qualname__}"
+    listed = json.loads((path / "modules.json").read_text(encoding="utf-8"))
+    for entry in listed:
+        if entry["type"] == name:
+            settings = json.loads((path / entry["path"] / "config.json").read_text(encoding="utf-8"))
+            if not str(settings["pooler"]["pooler"]).startswith("polyhead.pooling."):
+                return {}
+    return {name: PoolerModule}
 
 
 def _default_pooling(body: Any) -> list[Any]:

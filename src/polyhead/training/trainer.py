@@ -177,7 +177,7 @@ class Trainer:
             "pooling": describe(pooling),
             "data": {"kind": rows.kind, "rows": len(rows), "columns": list(rows.columns), "sha256": rows.fingerprint},
             "objective": describe(self.objective),
-            "options": {key: value for key, value in asdict(options).items() if key not in ("device", "save_every")},
+            "options": describe({**asdict(options), "device": None, "save_every": None}),
             "tune": describe(self.tune),
             "during": [describe(action) for action in self.during],
         }
