@@ -21,7 +21,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     """Gemma-3-270M: mass in the quarter of blocks a gate picks, less in what the better of two heuristics picks."""
     smoke = scale == "smoke"
     model = loaded("gemma-3-270m", lm_head=not smoke)
-    tokens, train, held = (256, 5, 4) if smoke else (512, 24, 10)
+    tokens, train, held = (160, 4, 3) if smoke else (512, 24, 10)
     rows = _rows(model, tokens, train + held, seed)
     gates = ModelGates(_BLOCK, steps=60 if smoke else 150, seed=seed).fit(model, rows[:train])
     kept = np.array([_kept(model, gates, row, seed) for row in rows[train:]])  # [texts, ways, shares]
