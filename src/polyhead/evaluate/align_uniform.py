@@ -46,11 +46,12 @@ def measure_align_uniform(
     Example:
         >>> import numpy as np
         >>> from polyhead.data import SentencePairs
+        >>> from polyhead.evaluate.align_uniform import measure_align_uniform
         >>> data = SentencePairs("toy", [("a", "b"), ("a", "c")], np.array([5.0, 0.0]), ["", ""])
         >>> points = {"a": [1.0, 0.0], "b": [1.0, 0.0], "c": [-1.0, 0.0]}
         >>> found = measure_align_uniform(data, lambda texts: np.array([points[text] for text in texts]))
-        >>> found["-alignment"].value
-        -0.0
+        >>> found["-alignment"].n, round(found["-uniformity"].value, 3)
+        (1, 1.098)
     """
     alike = np.flatnonzero(data.gold >= positive)
     if not len(alike):

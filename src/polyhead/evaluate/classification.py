@@ -87,6 +87,7 @@ def measure_classification(
 
     Example:
         >>> from polyhead import Encoder
+        >>> from polyhead.evaluate.classification import measure_classification
         >>> from polyhead.evaluate.task_data import load_labelled
         >>> data = load_labelled("banking77").limited(500)  # doctest: +SKIP
         >>> measure_classification(data, Encoder())["accuracy"].interval()  # doctest: +SKIP

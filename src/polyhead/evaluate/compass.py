@@ -38,6 +38,7 @@ class SimilarityThreshold:
         stopped_: share of the random pairs that do not.
 
     Example:
+        >>> from polyhead.evaluate.compass import SimilarityThreshold
         >>> found = SimilarityThreshold().fit([0.6, 0.7, 0.9], [0.1, 0.2, 0.65])
         >>> found.threshold_, round(found.passed_, 3), round(found.stopped_, 3)
         (0.6, 1.0, 0.667)
@@ -59,9 +60,10 @@ class SimilarityThreshold:
         right, other = _two(correct, random)
         if self.recall is None:
             places = np.unique(right)
-            passed = 1 - np.searchsorted(right, places, "left") / len(right)
-            stopped = np.searchsorted(other, places, "left") / len(other)
-            self.threshold_ = float(places[int((passed + stopped).argmax())])
+            passed = len(right) - np.searchsorted(right, places, "left")
+            stopped = np.searchsorted(other, places, "left")
+            # Both shares over one denominator, in whole numbers: equal sums are equal, and the lowest is taken.
+            self.threshold_ = float(places[int((passed * len(other) + stopped * len(right)).argmax())])
         elif 0 < self.recall <= 1:
             self.threshold_ = float(right[len(right) - int(np.ceil(self.recall * len(right)))])
         else:

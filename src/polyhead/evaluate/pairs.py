@@ -86,6 +86,7 @@ def measure_pairs(data: SentencePairs, encoder: Encodes, *, progress: Progress |
         InputError: labels that are not both 0 and 1.
 
     Example:
+        >>> from polyhead.evaluate.pairs import measure_pairs
         >>> from polyhead.evaluate.task_data import load_pairs
         >>> from polyhead import Encoder
         >>> measure_pairs(load_pairs("sts-2015", labels=True), Encoder())["max ap"].interval()  # doctest: +SKIP

@@ -40,6 +40,7 @@ def measure_reranking(
 
     Example:
         >>> from polyhead import Encoder
+        >>> from polyhead.evaluate.reranking import measure_reranking
         >>> from polyhead.evaluate.task_data import load_reranking
         >>> measure_reranking(load_reranking("cranfield"), Encoder())["map"].interval()  # doctest: +SKIP
     """

@@ -64,6 +64,7 @@ def risk_coverage(confidence: Any, error: Any) -> RiskCoverage:
         InputError: other shapes, no examples, errors outside 0 to 1.
 
     Example:
+        >>> from polyhead.evaluate.selective import risk_coverage
         >>> curve = risk_coverage([0.9, 0.8, 0.7, 0.6], [0, 1, 0, 0])
         >>> curve.coverage.tolist(), curve.generalised.tolist()
         ([0.0, 0.25, 0.5, 0.75, 1.0], [0.0, 0.0, 0.25, 0.25, 0.25])
@@ -86,6 +87,7 @@ def augrc(confidence: Any, error: Any) -> float:
         confidence, error: see :func:`risk_coverage`.
 
     Example:
+        >>> from polyhead.evaluate.selective import augrc
         >>> augrc([0.9, 0.8, 0.7, 0.6], [0, 0, 0, 1]), augrc([0.9, 0.8, 0.7, 0.6], [1, 0, 0, 0])
         (0.03125, 0.21875)
     """
@@ -196,6 +198,7 @@ def compare_confidences(scores: Mapping[str, np.ndarray], error: Any, *, seed: i
 
     Example:
         >>> import numpy as np
+        >>> from polyhead.evaluate.selective import compare_confidences
         >>> sure = np.linspace(0, 1, 60)
         >>> wrong = (sure < 0.3).astype(float)
         >>> report = compare_confidences({"good": sure, "bad": np.sin(99 * sure)}, wrong)

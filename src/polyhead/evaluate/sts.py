@@ -71,6 +71,7 @@ def measure_sts(data: SentencePairs, encoder: Encodes, *, progress: Progress | N
     Example:
         >>> import numpy as np
         >>> from polyhead.data import SentencePairs
+        >>> from polyhead.evaluate.sts import measure_sts
         >>> pairs = [("a", "a"), ("a", "ab"), ("a", "b")]
         >>> data = SentencePairs("toy", pairs, np.array([5.0, 3.0, 0.0]), [""] * 3)
         >>> letters = lambda texts: np.array([[text.count("a"), text.count("b")] for text in texts], float)

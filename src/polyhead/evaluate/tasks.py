@@ -94,6 +94,7 @@ def evaluate_task(
     Example:
         >>> import numpy as np
         >>> from polyhead.data import SentencePairs
+        >>> from polyhead.evaluate import evaluate_task
         >>> pairs = [("a", "a"), ("a", "ab"), ("ab", "abb"), ("a", "b")] * 5
         >>> data = SentencePairs("toy", pairs, np.array([5.0, 3.0, 4.0, 0.0] * 5), [""] * 20)
         >>> letters = lambda texts: np.array([[t.count("a"), t.count("b")] for t in texts], float)
