@@ -15,6 +15,7 @@ from polyhead.pooling.base import ConcatenatedPooler, Pooler, Reads, load_pooler
 from polyhead.pooling.cls import ClsPooler
 from polyhead.pooling.generalized_sum import GeneralizedSumPooler, ZeroShotPrototypeLoss
 from polyhead.pooling.ggem import GGeMPooler
+from polyhead.pooling.heads import HeadPooler
 from polyhead.pooling.landmark import LandmarkPooler, Landmarks, position_bias
 from polyhead.pooling.last import LastPooler
 from polyhead.pooling.latent_attention import LatentAttentionPooler
@@ -33,6 +34,7 @@ __all__ = [
     "ConcatenatedPooler",
     "GGeMPooler",
     "GeneralizedSumPooler",
+    "HeadPooler",
     "LandmarkPooler",
     "Landmarks",
     "LastPooler",
