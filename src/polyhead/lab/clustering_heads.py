@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EXPERIMENT", "Snapshot", "SparseModularAddition", "TinyVisualTransformer", "cluster_count", "train"]
 
+_SEQUENCES = 512
+
 
 @paper("clustering-heads")
 @dataclass(frozen=True)
@@ -163,10 +165,9 @@ def _snapshot(
 def _run(scale: Scale, seed: int) -> Evidence:
     """Accuracy, attention on the relevant positions and clusters of many networks while they learn."""
     smoke = scale == "smoke"
-    runs, steps = (6, 900) if smoke else (10, 3_000)
+    runs, steps = (6, 900) if smoke else (10, 2_000)
     task = SparseModularAddition()
-    sequences = 512 if smoke else 1_024
-    network, snapshots = train(task, runs, steps, sequences=sequences, every=steps // 20, seed=seed)
+    network, snapshots = train(task, runs, steps, sequences=_SEQUENCES, every=steps // 20, seed=seed)
     accuracy, mass = (np.array([getattr(each, name) for each in snapshots]) for name in ("accuracy", "mass"))
     evenness, clusters = (np.array([getattr(each, name) for each in snapshots]) for name in ("evenness", "clusters"))
     solved = accuracy[-1] > 0.99
@@ -202,7 +203,7 @@ def _run(scale: Scale, seed: int) -> Evidence:
         interval=None if settled is None else (settled.low, settled.high),
         verdict="inconclusive" if settled is None else verdict_of(settled.low, settled.high, more_than=0.95),
         decides="attention on the relevant positions, solved",
-        data=f"p=2, 12 tokens of which 5 count, {sequences} sequences",
+        data=f"p=2, 12 tokens of which 5 count, {_SEQUENCES} sequences",
         model=f"{runs} networks in the plane, {steps} steps of Adam on all sequences",
         notes="Inconclusive where fewer than two networks solve the task. The interval is over those that do.",
         details={
@@ -230,7 +231,8 @@ def _draw(evidence: Evidence, figure: Figure) -> None:
     middle.set(xlabel="step", ylabel="attention on the 5 positions", ylim=(0, 1.05))
     points = np.array(shown["points"])
     right.scatter(points[:, 0], points[:, 1], c=shown["targets"], cmap="coolwarm", s=14)
-    right.set(title="what the MLP sees, best network", xticks=[], yticks=[])
+    right.set(xticks=[], yticks=[])
+    right.set_title("points that go to the MLP", fontsize=10)
 
 
 EXPERIMENT = Experiment("clustering-heads", "Do heads cluster what means the same before it is labelled?", _run, _draw)

@@ -119,7 +119,7 @@ def _run(scale: Scale, seed: int) -> Evidence:
     for heads, context in grid:
         bound = capacity_bound(heads, context, _HEAD)
         counts = sorted({max(1, round(bound * factor)) for factor in (1, 2, 3, 4, 6, 8, 12, 16)})
-        found = memorised(heads, context, counts, steps=400 if smoke else 1_500, seed=seed)
+        found = memorised(heads, context, counts, steps=400 if smoke else 500, seed=seed)
         rows += [{"heads": heads, "context": context, "bound": bound, "fitted": int(n)} for n in found]
     product = np.array([row["heads"] * row["context"] for row in rows], dtype=float)
     fitted = np.array([row["fitted"] for row in rows], dtype=float)
