@@ -50,11 +50,10 @@ def some_states(pooler: Pooler, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, *wide, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("junk", [1e4, float("nan"), float("inf")])
-def test_padding_changes_nothing(pooler: Pooler, junk: float) -> None:
+def test_padding_changes_nothing(pooler: Pooler) -> None:
     states = some_states(pooler, 1, 3)
     alone = pooler(states, torch.ones(1, 3))
-    for before, after in ((0, 2), (2, 0), (1, 1)):
+    for before, after, junk in ((0, 2, 1e4), (2, 0, float("nan")), (1, 1, float("inf"))):
         padded = torch.full((2, 5, *states.shape[2:]), junk, dtype=torch.float64)
         padded[0, before : before + 3] = states[0]
         padded[1] = some_states(pooler, 1, 5)[0]
@@ -65,7 +64,7 @@ def test_padding_changes_nothing(pooler: Pooler, junk: float) -> None:
 
 def test_gradients(pooler: Pooler) -> None:
     states, mask = some_states(pooler, 2, 4).requires_grad_(), torch.tensor([[1, 1, 1, 0], [0, 1, 1, 1]])
-    assert torch.autograd.gradcheck(lambda x: pooler(x, mask), states)
+    assert torch.autograd.gradcheck(lambda x: pooler(x, mask), states, fast_mode=True)
     pooler(states, mask).square().sum().backward()
     for name, weight in pooler.named_parameters():
         assert weight.grad is not None, name

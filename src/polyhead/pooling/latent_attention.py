@@ -56,16 +56,13 @@ class LatentAttentionPooler(Pooler):
 
     def attend(self, states: Tensor) -> Tensor:
         """What the tokens ``[batch, tokens, dim]`` read from the latents, the same shape."""
-        query = self.query(states).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = (
-            projected(self.array).unflatten(-1, (self.heads, -1)).transpose(0, 1).unsqueeze(0)
-            for projected in (self.key, self.value)
+        # The latents are the same for all texts, so that all tokens are the queries of one attention.
+        query, key, value = (
+            rows.unflatten(-1, (self.heads, -1)).transpose(0, 1).unsqueeze(0)
+            for rows in (self.query(states).flatten(0, 1), self.key(self.array), self.value(self.array))
         )
-        batch = len(states)
-        read = functional.scaled_dot_product_attention(
-            query, key.expand(batch, -1, -1, -1), value.expand(batch, -1, -1, -1)
-        )
-        return self.mix(read.transpose(1, 2).flatten(2))
+        read = functional.scaled_dot_product_attention(query, key, value).squeeze(0).transpose(0, 1).flatten(1)
+        return self.mix(read).view(states.shape)
 
     def pool(self, states: Tensor, counted: Tensor, positions: Tensor) -> Tensor:
         """See :class:`Pooler`."""

@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from polyhead.errors import InputError
 from polyhead.papers.marks import paper
@@ -87,10 +86,10 @@ class MultiLayerPooler(Pooler):
         """See :class:`Pooler`."""
         layers = self.tokens.pool(states.flatten(2), counted, positions).unflatten(-1, (self.layers + 1, self.dim))
         layers = self.read_norm(layers + self.layer if self.weigh == "add" else layers * self.layer)
-        query = self._by_head(self.query(self.query_norm(self.queries))).unsqueeze(0).expand(len(states), -1, -1, -1)
-        read = functional.scaled_dot_product_attention(
-            query, self._by_head(self.key(layers)), self._by_head(self.value(layers))
-        )
+        query = self._by_head(self.query(self.query_norm(self.queries)))
+        key, value = self._by_head(self.key(layers)), self._by_head(self.value(layers))
+        weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+        read = weights @ value
         given = self.mix(read.transpose(1, 2).flatten(2)) + self.queries
         given = given + self.network(self.network_norm(given))
         return given.mean(1) * counted.any(dim=1, keepdim=True).to(given.dtype)
