@@ -17,7 +17,7 @@ from training_parts import pairs, run_options
 
 from polyhead.errors import InputError
 from polyhead.objectives import InfoNCE, ProxyAnchorLoss, ProxyObjective
-from polyhead.training import HeadDropout, Matryoshka, Options, Trainer, trainable
+from polyhead.training import HeadDropout, HeadOffsets, Matryoshka, Options, Trainer, trainable
 
 
 def same(first: Any, second: Any) -> bool:
@@ -66,7 +66,7 @@ def stop_after(step: int) -> Any:
     return progress
 
 
-def test_weights_of_the_objective_are_resumed_too(encoder_folder: Path, tmp_path: Path) -> None:
+def test_weights_of_the_objective_and_offsets_of_heads_are_resumed_too(encoder_folder: Path, tmp_path: Path) -> None:
     data = [{"text": row["anchor"], "label": number % 4} for number, row in enumerate(pairs(16))]
     options = Options(batch_size=4, epochs=2, learning_rate=1e-2, save_every=2, device="cpu")
 
@@ -74,16 +74,17 @@ def test_weights_of_the_objective_are_resumed_too(encoder_folder: Path, tmp_path
         torch.manual_seed(3)
         return ProxyObjective(ProxyAnchorLoss(), 4, 32)
 
-    first, second = objective(), objective()
-    whole = Trainer(first, options=options).fit(encoder_folder, data)
+    first, second, tune = objective(), objective(), HeadOffsets([(1, 2)])
+    whole = Trainer(first, options=options, tune=tune).fit(encoder_folder, data)
     with pytest.raises(KeyboardInterrupt):
-        Trainer(objective(), tmp_path / "run", options).fit(encoder_folder, data, progress=stop_after(5))
+        Trainer(objective(), tmp_path / "run", options, tune=tune).fit(encoder_folder, data, progress=stop_after(5))
     # What a process killed while writing would leave behind is not taken for a checkpoint.
     torn = tmp_path / "run" / "checkpoints" / "checkpoint-5"
     torn.mkdir()
     (torn / "model.safetensors").write_bytes(b"half of it")
-    resumed = Trainer(second, tmp_path / "run", options).fit(encoder_folder, data, resume=True)
+    resumed = Trainer(second, tmp_path / "run", options, tune=tune).fit(encoder_folder, data, resume=True)
     assert same(whole.model_, resumed.model_)
+    assert not same(whole.model_, trainable(encoder_folder))
     assert torch.equal(first.proxies, second.proxies)
     assert not torch.equal(first.proxies, objective().proxies)
 

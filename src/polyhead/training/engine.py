@@ -61,13 +61,14 @@ class LabelBatches(DefaultBatchSampler):
     def __iter__(self) -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         labels = torch.tensor(self.sampler["label"])
+        shuffled = torch.randperm(len(labels), generator=generator)
+        by_label = shuffled[labels[shuffled].argsort(stable=True)]
         pairs: list[list[int]] = []
         single: list[int] = []
-        for label in labels.unique().tolist():
-            rows = (labels == label).nonzero()[:, 0]
-            shuffled = rows[torch.randperm(len(rows), generator=generator)].tolist()
-            single += shuffled[len(rows) // 2 * 2 :]
-            pairs += [shuffled[i : i + 2] for i in range(0, len(rows) - 1, 2)]
+        for part in by_label.split(labels.unique(return_counts=True)[1].tolist()):
+            rows = part.tolist()
+            single += rows[len(rows) // 2 * 2 :]
+            pairs += [rows[i : i + 2] for i in range(0, len(rows) - 1, 2)]
         order = [row for i in torch.randperm(len(pairs), generator=generator).tolist() for row in pairs[i]] + single
         for start in range(0, len(order), self.batch_size):
             yield order[start : start + self.batch_size]
