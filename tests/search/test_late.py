@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -14,14 +15,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from search.fake_encoder import FakeEncoder
+from typer.testing import CliRunner
 
+from polyhead.cli.app import app
 from polyhead.embed.tokens import TokenVectors
 from polyhead.errors import IndexMismatchError, InputError
+from polyhead.evaluate.datasets import RetrievalData
+from polyhead.evaluate.run import rank_all
 from polyhead.search.engine import search_index
 from polyhead.search.index import Index
 from polyhead.search.late import FDEEncoder, MuveraIndex, best_matches, maxsim, store
 from polyhead.search.late.words import token_text
-from polyhead.search.strategies import Late
+from polyhead.search.strategies import Late, strategy
 
 
 def ragged(lengths: list[int], dim: int = 12, seed: int = 0) -> TokenVectors:
@@ -210,6 +215,31 @@ def test_late_search_finds_by_words_and_says_which_met(folder: Path, tmp_path: P
     assert narrow.hits[0].text == "the copper and a violin"
     filtered = search_index(index, "copper violin", encoder, by="late", k=3, where="path <> '42.txt'")
     assert len({hit.path for hit in filtered.hits} - {"42.txt"}) == 3
+
+
+def test_the_command_line_makes_them_once_and_tells_which_words_met(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder = FakeEncoder()
+    monkeypatch.setattr("polyhead.embed.Encoder", lambda *_, **__: encoder)
+    runner, where = CliRunner(), ["--index", str(tmp_path / "index")]
+    first = runner.invoke(app, ["search", str(folder), "copper violin", "--strategy", "late", "--explain", *where])
+    assert first.exit_code == 0, first.output
+    assert "a vector of every token of 45 chunks, once" in " ".join(first.stderr.split())
+    assert "copper → copper 1.00" in first.stdout
+    again = runner.invoke(app, ["search", str(folder), "copper violin", "--strategy", "late", "--json", *where])
+    assert "every token" not in again.stderr
+    assert [word["document"] for word in json.loads(again.stdout)["hits"][0]["words"]] == ["copper", "violin"]
+    done = runner.invoke(app, ["index", str(folder), "--tokens", "--json", *where])
+    assert json.loads(done.stdout)["tokens"] == {"encoded": 0, "removed": 0, "total": 45}
+
+
+def test_an_evaluation_takes_late_where_it_is_named() -> None:
+    corpus = {"a": "the copper and a violin", "b": "an iron bridge", "c": "the violin alone"}
+    data = RetrievalData("toy", corpus, {"1": "copper violin"}, {"1": {"a": 1}})
+    runs = rank_all(data, FakeEncoder(), [strategy("late"), strategy("dense")])  # type: ignore[arg-type]
+    assert runs["late"]["1"][0] == ("a", pytest.approx(2.0, abs=1e-3))
+    assert [name for name, _ in runs["late"]["1"]] == ["a", "c", "b"]
 
 
 def test_token_vectors_follow_the_files(folder: Path, tmp_path: Path) -> None:
