@@ -25,10 +25,8 @@ def output(model: HeadedModel | torch.nn.Module, family: str) -> torch.Tensor:
     ("family", "grouping"),
     [
         ("llama", "alike"),
-        ("mistral", "neighbours"),
         ("qwen2", "alike"),
-        ("qwen3", "alike"),
-        ("gemma2", "neighbours"),
+        ("qwen3", "neighbours"),
         ("gemma3", "alike"),
         ("phi3", "alike"),
     ],
