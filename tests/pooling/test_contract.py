@@ -26,6 +26,7 @@ from polyhead.pooling import (
     pooler_from,
 )
 from polyhead.pooling.sentence import PoolerModule, fold, save
+from polyhead.training.models import trainable
 
 TEXTS = ["a b c d e f g", "c", "b e", "g f e d c b a a"]
 
@@ -206,6 +207,8 @@ def test_an_encoder_saved_encodes_the_same(pooler: str | Pooler, folder: Path, t
     assert custom == (["AttentionPooler"] if isinstance(pooler, AttentionPooler) else [])
     peer = SentenceTransformer(str(tmp_path / "saved"), device="cpu", trust_remote_code=bool(custom))
     np.testing.assert_allclose(peer.encode(TEXTS), expected, atol=1e-6)
+    if isinstance(given, Pooler):
+        np.testing.assert_allclose(trainable(encoder).encode(TEXTS), expected, atol=1e-6)
     # And once more, from the saved folder.
     again = Encoder(str(tmp_path / "saved"), backend="torch", cache_dir=tmp_path, device="cpu")
     assert again.save(tmp_path / "twice") == custom

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -139,13 +140,18 @@ def _with_pooling(model: SentenceTransformer, pooling: str | Pooler) -> Sentence
     pooler = pooling if isinstance(pooling, Pooler) else pooler_for(pooling)
     body, width = model[0], model[0].get_embedding_dimension()
     modules = [body, *(pooler.stock_modules(width) or [PoolerModule(pooler, width)])]
+    if pooler.reads != "tokens":
+        # The stock module that weighs layers does nothing, and says nothing, where it is not given all of them.
+        body.auto_model.config.output_hidden_states = True
     if isinstance(list(model)[-1], Normalize):
         modules.append(Normalize())
     return SentenceTransformer(modules=modules, device=str(model.device), prompts=dict(model.prompts))
 
 
-def _pooling_of(encoder: Encoder) -> str | None:
+def _pooling_of(encoder: Encoder) -> str | Pooler | None:
     """The encoder's pooling, where it is not the one its folder has."""
+    if isinstance(encoder._recipe.pooler, Pooler):
+        return copy.deepcopy(encoder._recipe.pooler)
     own = read_recipe(resolve(encoder.name).path).pooling
     asked = encoder._recipe.pooling
     return None if asked is None or asked == own or len(asked) > 1 else asked[0]
