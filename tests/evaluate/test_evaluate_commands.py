@@ -11,6 +11,7 @@ from small_tasks import coarse, labelled, letters, pairs, reranking, retrieval
 from typer.testing import CliRunner
 
 from polyhead.cli import evaluate as commands
+from polyhead.evaluate import measured
 from polyhead.evaluate.models import evaluate_models
 
 
@@ -20,6 +21,7 @@ def run(monkeypatch):
         return {name: {"letters": letters, "coarse": coarse}[name] for name in model}
 
     monkeypatch.setattr(commands, "_encoders", encoders)
+    monkeypatch.setattr(measured, "RESAMPLES", 100)  # the command is tested here, not its statistics
     return lambda *arguments: CliRunner().invoke(commands.app, list(arguments), env={"COLUMNS": "100"})
 
 

@@ -102,7 +102,8 @@ def test_a_map_of_heads_is_of_their_pooled_outputs(model, alone):
     assert found.name == "effective_rank"
 
 
-def test_a_sweep_measures_each_layer_and_tests_it_against_the_last(model):
+def test_a_sweep_measures_each_layer_and_tests_it_against_the_last(model, monkeypatch):
+    monkeypatch.setattr("polyhead.evaluate.measured.RESAMPLES", 100)
     data = pairs(20)
     texts = [text for pair in data.pairs for text in pair]
     found = layer_sweep(model, {"sts": lambda encode: measure_sts(data, encode)["spearman"]}, texts)["sts"]

@@ -145,7 +145,8 @@ def test_every_comparison_of_a_report_is_paired_and_corrected_over_all_of_them()
         ("reranking", reranking(), "map"),
     ],
 )
-def test_the_better_encoder_is_better_in_every_task(task, data, metric):
+def test_the_better_encoder_is_better_in_every_task(task, data, metric, monkeypatch):
+    monkeypatch.setattr("polyhead.evaluate.measured.RESAMPLES", 100)
     options = {"size": 200, "experiments": 3} if task == "clustering" else {}
     report = evaluate_task(task, data, {"good": letters, "coarse": coarse}, **options)
     good, poor = (report.results[name][metric] for name in ("good", "coarse"))

@@ -56,9 +56,9 @@ class Measured:
         """Over all examples."""
         return float(self.of(np.arange(self.n)))
 
-    def draws(self, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
+    def draws(self, *, resamples: int | None = None, seed: int = 0) -> np.ndarray:
         """The metric of bootstrap samples ``[resamples]``; the same samples for every metric of as many examples."""
-        return resampled(self.of, self.n, resamples=resamples, seed=seed)
+        return resampled(self.of, self.n, resamples=resamples or RESAMPLES, seed=seed)
 
     def interval(self, *, seed: int = 0) -> Interval:
         """Value with its 95% percentile bootstrap interval: of 10,000 samples for a mean, else of 1,000."""
