@@ -1,5 +1,6 @@
 """Training: any objective on any text encoder, on sentence-transformers' trainer, and what belongs to it."""
 
+from polyhead.training.autoencode import LadderAutoencoder
 from polyhead.training.data import Examples, examples
 from polyhead.training.distill import Distillation, RelationDistillLoss, fresh_student
 from polyhead.training.evaluation import held_out
@@ -20,6 +21,7 @@ __all__ = [
     "HeadDropout",
     "HeadOffsets",
     "HeadWeights",
+    "LadderAutoencoder",
     "LayerObjective",
     "Matryoshka",
     "ObjectiveLoss",

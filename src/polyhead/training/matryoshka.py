@@ -152,7 +152,7 @@ class Starbucks(LayerObjective):
     """Starbucks: a fixed ladder of (layer, width), all of it trained in every step, each rung pulled to the top.
 
     ``L = mean_(n, d) L(v_n[:d]) + kl_weight mean_(n, d) t KL(softmax(v_N[:d] / t) || softmax(v_n[:d] / t))``, the top
-    ``v_N`` held fixed. The pretraining half of the paper (masked auto-encoding at every size) is not part of it.
+    ``v_N`` held fixed. The paper's pretraining is :class:`~polyhead.training.LadderAutoencoder`.
 
     Args:
         objective: any objective or loss.
