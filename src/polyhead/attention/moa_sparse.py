@@ -124,7 +124,8 @@ class SpanAttention(Attention):
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call) -> torch.Tensor:
         """Heads ``[batch, heads, query tokens, head_dim]``, blocks out of reach skipped where ``flex`` applies."""
-        if not self.flex or call.padding is not None or call.mask is not None or q.shape[2] != k.shape[2]:
+        plain = call.causal and call.padding is None and call.mask is None and q.shape[2] == k.shape[2]
+        if not self.flex or not plain:
             return super().attend(q, k, v, call)
         q, k = self.inner(q, k, call)
         return span_attention(q, k, v, torch.tensor([span.fixed for span in self.spans]), self.sinks)

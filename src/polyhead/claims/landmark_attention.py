@@ -12,7 +12,7 @@ from polyhead.claims._tiny_tasks import Batch, TinyTransformer, recall_batch, se
 from polyhead.claims.base import Evidence, Scale, verdict_of
 
 _SHAPE = AttentionShape(64, 4)
-_NAMES, _VALUES = 128, 16
+_VALUES = 16
 _NEAR = 0.1
 
 
@@ -34,7 +34,7 @@ class _Random(LandmarkAttention):
 def run(scale: Scale, seed: int) -> Evidence:
     """Accuracy of recall with two blocks fetched, by landmark against by mean key and against all, decides."""
     smoke = scale == "smoke"
-    every, pairs, steps = (4, 16, 160) if smoke else (16, 64, 400)
+    every, pairs, steps, names = (4, 16, 160, 128) if smoke else (16, 64, 400, 256)
     longer = (1, 2) if smoke else (1, 2, 4)
     choices: dict[str, tuple[type[LandmarkAttention], int | None]] = {
         "all blocks": (LandmarkAttention, None),
@@ -46,15 +46,18 @@ def run(scale: Scale, seed: int) -> Evidence:
     found: dict[str, list[float]] = {}
     for at in range(seed, seed + 3):
         torch.manual_seed(at)
-        plain = _model(every, Attention(_SHAPE, causal=True))
-        marked = _model(every, LandmarkAttention(_SHAPE, every=every))
-        tests = [_drawn(torch.Generator().manual_seed(10_000 + at), 128, pairs * times, every) for times in longer]
+        plain = _model(every, names, Attention(_SHAPE, causal=True))
+        marked = _model(every, names, LandmarkAttention(_SHAPE, every=every))
+        tests = [
+            _drawn(torch.Generator().manual_seed(10_000 + at), 128 if smoke else 24, pairs * times, every, names)
+            for times in longer
+        ]
         for model in (plain, marked):
-            trained_accuracy(model, lambda generator: _drawn(generator, 32, pairs, every), tests[0], steps, at)
+            trained_accuracy(model, lambda generator: _drawn(generator, 32, pairs, every, names), tests[0], steps, at)
         for times, test in zip(longer, tests, strict=True):
             found.setdefault(f"plain attention, length x{times}", []).append(_accuracy(plain, test))
             for name, (kind, top) in choices.items():
-                model = _model(every, kind(_SHAPE, every=every, top=top))
+                model = _model(every, names, kind(_SHAPE, every=every, top=top))
                 model.load_state_dict(marked.state_dict())
                 found.setdefault(f"{name}, length x{times}", []).append(_accuracy(model, test))
     means = {name: sum(values) / len(values) for name, values in found.items()}
@@ -78,19 +81,19 @@ def run(scale: Scale, seed: int) -> Evidence:
     )
 
 
-def _drawn(generator: torch.Generator, count: int, pairs: int, every: int) -> Batch:
+def _drawn(generator: torch.Generator, count: int, pairs: int, every: int, names: int) -> Batch:
     """Recall with a landmark, a feature of its own, after every block."""
-    drawn = recall_batch(generator, count, pairs, _NAMES, _VALUES)
+    drawn = recall_batch(generator, count, pairs, names, _VALUES)
     inputs = F.pad(drawn.inputs, (0, 1))
     mark = F.one_hot(torch.tensor(inputs.shape[2] - 1), inputs.shape[2]).float()
     labels = insert_landmarks(drawn.labels, -1, every)
     return Batch(insert_landmarks(inputs, mark, every), labels)
 
 
-def _model(every: int, last: Attention) -> TinyTransformer:
+def _model(every: int, names: int, last: Attention) -> TinyTransformer:
     """A window of one block, in which landmarks read what they stand for, then the layer that is compared."""
     first = SlidingWindowAttention(_SHAPE, causal=True, window=every + 1)
-    return TinyTransformer([first, last], _NAMES + _VALUES + 1, _VALUES)
+    return TinyTransformer([first, last], names + _VALUES + 1, _VALUES)
 
 
 def _accuracy(model: TinyTransformer, test: Batch) -> float:

@@ -18,9 +18,8 @@ _NAMES, _VALUES, _SINKS = 256, 16, 4
 def run(scale: Scale, seed: int) -> Evidence:
     """Recall at twice the trained length; LongHeads less the better of plain attention and a window decides."""
     smoke = scale == "smoke"
-    pairs, chunk, steps = (16, 4, 300) if smoke else (64, 16, 600)
-    longer = (1, 2, 4) if smoke else (1, 2, 4, 8)
-    budget = 2 * pairs
+    pairs, chunk, steps = (16, 4, 300) if smoke else (64, 16, 500)
+    longer, budget = (1, 2, 4), 2 * pairs
     found: dict[str, list[float]] = {}
     for at in range(seed, seed + 3):
         torch.manual_seed(at)
@@ -28,7 +27,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         first = _drawn(torch.Generator().manual_seed(10_000 + at), 64, pairs)
         trained_accuracy(trained, lambda generator: _drawn(generator, 32, pairs), first, steps, at)
         for times in longer:
-            test = _drawn(torch.Generator().manual_seed(20_000 + at), 64, pairs * times)
+            test = _drawn(torch.Generator().manual_seed(20_000 + at), 64 if smoke else 24, pairs * times)
             for name, layers in _ways(chunk, budget).items():
                 model = _model(layers)
                 model.load_state_dict(trained.state_dict())

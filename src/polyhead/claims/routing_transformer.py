@@ -31,7 +31,7 @@ class _RandomMeetings(RoutingAttention):
 def run(scale: Scale, seed: int) -> Evidence:
     """Accuracy of associative recall; the smaller of routing less random and random less local decides."""
     smoke = scale == "smoke"
-    pairs, window, steps, depth = (16, 4, 120, 1) if smoke else (128, 16, 250, 2)
+    pairs, window, steps, depth = (16, 4, 120, 1) if smoke else (128, 16, 200, 2)
     clusters = 2 * pairs // window
     knobs: dict[str, Any] = {"causal": True, "clusters": clusters, "window": window, "decay": 0.99}
     kinds: dict[str, Callable[[], list[Attention]]] = {
@@ -42,7 +42,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     }
     found: dict[str, list[float]] = {name: [] for name in kinds}
     for at in range(seed, seed + 3):
-        test = recall_batch(torch.Generator().manual_seed(10_000 + at), 128, pairs, pairs, _VALUES)
+        test = recall_batch(torch.Generator().manual_seed(10_000 + at), 128 if smoke else 48, pairs, pairs, _VALUES)
         for name, make in kinds.items():
             torch.manual_seed(at)
             model = TinyTransformer(make(), pairs + _VALUES, _VALUES)
