@@ -23,9 +23,9 @@ class Int8Quantizer(Quantizer):
         starts_, steps_: ``[dim]`` least value and width of a step of each feature.
 
     Example:
-        >>> vectors = np.array([[0.0, 1.0], [2.55, 0.0]], dtype=np.float32)
+        >>> vectors = np.array([[0.0, 255.0], [255.0, 0.0], [100.5, 3.0]], dtype=np.float32)
         >>> Int8Quantizer().fit(vectors).encode(vectors).tolist()
-        [[-128, 127], [127, -128]]
+        [[-128, 127], [127, -128], [-28, -125]]
     """
 
     name: ClassVar[str] = "int8"

@@ -190,7 +190,7 @@ def tie_key_values(
         >>> import polyhead
         >>> tied, report = tie_key_values(polyhead.load("all-MiniLM-L6-v2"), 6)
         >>> round(report.change, 2)
-        0.57
+        0.6
     """
     groups = _groups_of(model, kv_heads, grouping)
     tied = _tied(model, groups, pool, seed)
