@@ -37,8 +37,8 @@ class _Maps(nn.Module):
 def run(scale: Scale, seed: int) -> Evidence:
     """A student of 2 layers, width 192 and 12 heads learns from the last layer of all-MiniLM-L6-v2, on news and STS.
 
-    Decided by the Spearman correlation on STS 2015 with mean pooling, relations less attention maps (and the relation
-    of values, as MiniLM's first version has it); the student without any training stands beside them. Smoke trains for
+    Decided by the Spearman correlation on STS 2015 with mean pooling, relations less the better of two: attention maps
+    with the relation of values (MiniLM's first version), and the student without any training. Smoke trains for
     12 steps of 16 texts, full for 160 of 32.
     """
     full = scale == "full"
@@ -58,12 +58,13 @@ def run(scale: Scale, seed: int) -> Evidence:
     size = [(2, 192)]
 
     def gain(rows: np.ndarray) -> float:
-        return score(found["relations"], test.gold, size, rows) - score(found["attention maps"], test.gold, size, rows)
+        taught, *others = (score(vectors, test.gold, size, rows) for vectors in found.values())
+        return taught - max(others)
 
     interval = bootstrap_of(gain, len(test), resamples=500 if full else 200, seed=seed)
     return Evidence(
         measured={
-            "difference": interval.value,
+            "difference to the better": interval.value,
             "spearman, relations": score(found["relations"], test.gold, size, every),
         },
         baseline={
@@ -72,7 +73,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         expected="relations above none, and at least as good as attention maps",
         interval=(interval.low, interval.high),
         verdict=verdict_of(interval.low, interval.high),
-        decides="difference",
+        decides="difference to the better",
         data=f"AG News and STS 2013-14, {len(texts)} texts to learn; STS 2015, {len(test)} pairs to test",
         model=f"{_TEACHER} and a student of 2 layers, width 192, 12 heads",
         notes=f"{steps} steps from random weights, one seed, nothing fine-tuned afterwards, where the paper trains for "

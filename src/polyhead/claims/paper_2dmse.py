@@ -18,8 +18,8 @@ _LAYERS = (1, 2, 3, 4, 5, 6)
 def run(scale: Scale, seed: int) -> Evidence:
     """all-MiniLM-L6-v2 trained on graded pairs at all widths (MRL), or at all widths and layers (2DMSE).
 
-    Decided by the mean Spearman correlation on STS 2015 over layers 1 to 5 and five widths, 2DMSE less MRL. Smoke
-    trains for 6 steps, full for 100.
+    Decided by the smaller of two margins in mean Spearman correlation on STS 2015 over five widths: 2DMSE less MRL over
+    layers 1 to 5, and 0.01 more than that at layer 6. Smoke trains for 6 steps, full for 100.
     """
     full = scale == "full"
     steps = 100 if full else 6
@@ -34,7 +34,11 @@ def run(scale: Scale, seed: int) -> Evidence:
     every = np.arange(len(test))
 
     def gain(rows: np.ndarray) -> float:
-        return score(found["2DMSE"], test.gold, earlier, rows) - score(found["MRL"], test.gold, earlier, rows)
+        before, at_last = (
+            score(found["2DMSE"], test.gold, sizes, rows) - score(found["MRL"], test.gold, sizes, rows)
+            for sizes in (earlier, last)
+        )
+        return min(before, at_last + 0.01)
 
     interval = bootstrap_of(gain, len(test), resamples=300 if full else 100, seed=seed)
     grid = {
@@ -43,7 +47,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     }
     return Evidence(
         measured={
-            "difference": interval.value,
+            "smaller margin": interval.value,
             "spearman, layers 1 to 5, 2DMSE": score(found["2DMSE"], test.gold, earlier, every),
             "spearman, layer 6, 2DMSE": score(found["2DMSE"], test.gold, last, every),
         },
@@ -54,7 +58,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         expected="2DMSE above MRL at layers before the last, within 0.01 at the last",
         interval=(interval.low, interval.high),
         verdict=verdict_of(interval.low, interval.high),
-        decides="difference",
+        decides="smaller margin",
         data=f"STS 2012-14, {len(train)} pairs to train; STS 2015, {len(test)} pairs to test",
         model="all-MiniLM-L6-v2",
         notes="Mean pooling as the model has it, the paper takes [CLS] of BERT-base and NLI data. Little training.",
