@@ -50,7 +50,7 @@ def _classifier(probe: str, neighbours: int) -> Any:
         from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
         from sklearn.neighbors import KNeighborsClassifier  # type: ignore[import-untyped]
     except ImportError as error:
-        raise MissingExtraError("Classification needs scikit-learn: pip install 'polyhead[claims]'") from error
+        raise MissingExtraError("Classification needs scikit-learn: pip install 'polyhead[evaluate]'") from error
     if probe == "linear":
         return LogisticRegression(max_iter=100, random_state=SEED)
     return KNeighborsClassifier(n_neighbors=neighbours, metric="cosine")

@@ -37,7 +37,7 @@ def _k_means(clusters: int, variant: str) -> Any:
     try:
         from sklearn.cluster import MiniBatchKMeans  # type: ignore[import-untyped]
     except ImportError as error:
-        raise MissingExtraError("Clustering needs scikit-learn: pip install 'polyhead[claims]'") from error
+        raise MissingExtraError("Clustering needs scikit-learn: pip install 'polyhead[evaluate]'") from error
     size = {"bootstrapped": 512, "whole": 500}[variant]
     return MiniBatchKMeans(
         clusters,
