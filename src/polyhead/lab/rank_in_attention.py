@@ -82,7 +82,7 @@ def neighbour_error(
     optimizer = torch.optim.Adam(layer.parameters(), 1e-2)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        around, query, nearest = neighbours(256, points, dim, generator)
+        around, query, nearest = neighbours(128, points, dim, generator)
         loss = (layer(around, query) - nearest).square().sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
@@ -100,7 +100,7 @@ def _run(scale: Scale, seed: int) -> Evidence:
     splits = [(16, 1), (4, 4), (1, 16)]
     plans = [(points, 1) for points in ((8,) if smoke else (2, 8, 32))]
     plans += [] if smoke else [(points, 2) for points in (2, 32)]
-    steps = 300 if smoke else 700
+    steps = 300 if smoke else 500
     found = {
         (points, layers, rank): [
             neighbour_error(rank, heads, points, layers=layers, steps=steps, seed=each) for each in seeds
