@@ -60,6 +60,8 @@ class TokenStore:
         self._table: Any = None
         self._cached: tuple[int, np.ndarray] | None = None
         self._encoder: tuple[bytes, FDEEncoder] | None = None
+        self._level: tuple[int, int] | None = None  # versions of chunks and tokens that are known to agree
+        self._last: tuple[StoredView, int, StoredLate] | None = None
 
     def exists(self) -> bool:
         """Whether there are token vectors of this index's model (those of a model before a rebuild do not count)."""
@@ -85,7 +87,13 @@ class TokenStore:
 
     def outdated(self) -> bool:
         """Whether chunks came, changed or left since the last :meth:`update`."""
-        return any(self._differences())
+        versions = (self._store.version, int(self._table.version)) if self.exists() else None
+        if versions is not None and versions == self._level:
+            return False
+        if any(self._differences()):
+            return True
+        self._level = versions
+        return False
 
     def report(self) -> TokenReport:
         """What an update with nothing to do reports."""
@@ -174,7 +182,10 @@ class TokenStore:
                 f"The index {self._store.uri} has no token vectors. Make them with: polyhead index PATH --tokens, or "
                 "Index.update_tokens(encoder)."
             )
-        return StoredLate(self, view)
+        version = int(self._table.version)
+        if self._last is None or self._last[0] is not view or self._last[1] != version:
+            self._last = view, version, StoredLate(self, view)
+        return self._last[2]
 
     def snapshot(self) -> Any:
         """A handle on the table that stays at its newest version."""
