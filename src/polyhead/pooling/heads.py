@@ -263,22 +263,19 @@ class HeadPooler:
             [reader.layers[i] for i in kept if i < count],
             [reader.heads[i - count] for i in kept if i >= count],
         )
-        at, start = {}, 0
-        for number in kept:
-            at[number] = slice(start, start + parts[number].shape[1])
-            start += parts[number].shape[1]
-        rows = []
+        starts = dict(zip(kept, np.cumsum([0] + [parts[number].shape[1] for number in kept[:-1]]), strict=True))
+        beside = [np.sqrt(weights[i]).astype(np.float32) * white[i](parts[offered[i][0]]) for i in chosen]
+        directions = _directions(np.concatenate(beside, 1), self.dim)
+        matrix = np.zeros((directions.shape[1], sum(parts[number].shape[1] for number in kept)), dtype=np.float32)
+        offset, row = np.zeros(len(matrix), dtype=np.float32), 0
         for i in chosen:
-            wide = np.zeros((white[i].matrix.shape[1], start), dtype=np.float32)
-            wide[:, at[offered[i][0]]] = np.sqrt(weights[i]) * white[i].matrix.T
-            rows.append(wide)
-        matrix, joined = np.concatenate(rows), np.concatenate([parts[number] for number in kept], 1)
-        mean = np.concatenate([whitening(parts[number], 0).mean for number in kept])
-        if self._powers() == [None]:
-            mean = np.zeros_like(mean)
-        matrix = _principal(matrix, joined - mean, self.dim)
+            wide = white[i].matrix.shape[1]
+            step = np.sqrt(weights[i]).astype(np.float32) * (white[i].matrix @ directions[row : row + wide]).T
+            begin = starts[offered[i][0]]
+            matrix[:, begin : begin + step.shape[1]] += step
+            offset, row = offset - step @ white[i].mean, row + wide
         fitted = BlockPooler(layers, heads, reader.sizes, reader.vocabulary, len(matrix), by_position=self.by_position)
-        fitted.map, fitted.offset = torch.from_numpy(matrix), -torch.from_numpy(matrix @ mean)
+        fitted.map, fitted.offset = torch.from_numpy(matrix), torch.from_numpy(offset.astype(np.float32))
         total = np.zeros(len(parts))
         for i in chosen:
             total[offered[i][0]] += weights[i]
@@ -336,10 +333,11 @@ def _forms(blocks: np.ndarray, scored: Scored, products: str) -> torch.Tensor:
     return torch.stack(found, 1).double()
 
 
-def _principal(matrix: np.ndarray, centred: np.ndarray, dim: int) -> np.ndarray:
-    """``matrix [out, columns]`` turned to the ``dim`` directions in which ``centred matrix'`` is longest."""
-    if not 0 < dim < len(matrix):
-        return matrix
-    vectors = torch.from_numpy(centred) @ torch.from_numpy(matrix.T)
-    directions = torch.linalg.eigh(vectors.T @ vectors).eigenvectors[:, -dim:]
-    return (directions.T @ torch.from_numpy(matrix)).numpy()
+def _directions(vectors: np.ndarray, dim: int) -> np.ndarray:
+    """``[columns, dim]``, orthonormal: the directions in which ``vectors [texts, columns]`` are longest; all for 0."""
+    columns = vectors.shape[1]
+    if not 0 < dim < columns:
+        return np.eye(columns, dtype=np.float32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.svd_lowrank(torch.from_numpy(vectors), q=min(dim, *vectors.shape), niter=4)[2].numpy()
