@@ -334,10 +334,16 @@ def _forms(blocks: np.ndarray, scored: Scored, products: str) -> torch.Tensor:
 
 
 def _directions(vectors: np.ndarray, dim: int) -> np.ndarray:
-    """``[columns, dim]``, orthonormal: the directions in which ``vectors [texts, columns]`` are longest; all for 0."""
+    """``[columns, dim]``, orthonormal: the directions in which ``vectors [texts, columns]`` are longest; all for 0.
+
+    Exact to 2,048 columns, above that by a randomised decomposition (the same each time).
+    """
     columns = vectors.shape[1]
     if not 0 < dim < columns:
         return np.eye(columns, dtype=np.float32)
+    if columns <= 2048:
+        products = vectors.T.astype(np.float64) @ vectors
+        return np.linalg.eigh(products)[1][:, -dim:].astype(np.float32)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return torch.svd_lowrank(torch.from_numpy(vectors), q=min(dim, *vectors.shape), niter=4)[2].numpy()
