@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import nn
 
 from polyhead.errors import InputError, MissingExtraError, UnreadableModelError
 from polyhead.gguf_tokenizer import gguf_tokenizer
+from polyhead.gguf_weights import reading_weights
 from polyhead.hub import ResolvedModel, resolve
 from polyhead.recording import Recording, attention_hooks, attention_taps, token_hooks
 from polyhead.structure import AttentionLayer, find_attention_layers
@@ -301,7 +302,8 @@ def _from_files(
         kwargs["gguf_file"] = resolved.gguf_file
     loader = AutoModelForCausalLM if lm_head else AutoModel
     try:
-        model = loader.from_pretrained(_transformer_folder(resolved), **kwargs)
+        with reading_weights() if resolved.gguf_file else nullcontext():
+            model = loader.from_pretrained(_transformer_folder(resolved), **kwargs)
     except ImportError as error:
         raise MissingExtraError(
             f"Loading '{resolved.name}' needs a package that is not installed: {error}. "

@@ -99,9 +99,9 @@ def test_formula_and_folder(
     np.testing.assert_allclose(found, expected, atol=2e-5)
     assert pooler.save(tmp_path / "saved") is stock
     plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu", trust_remote_code=not stock)
-    np.testing.assert_allclose(plain.encode(some), found, atol=1e-5)
+    np.testing.assert_allclose(plain.encode(some), found, atol=5e-5)
     again = Encoder(str(tmp_path / "saved"), backend="torch")
-    np.testing.assert_allclose(again.encode(some).dense, found, atol=1e-5)
+    np.testing.assert_allclose(again.encode(some).dense, found, atol=5e-5)
 
 
 def test_pairs_find_the_head_that_made_them(folder: str, pairs: SentencePairs) -> None:

@@ -29,7 +29,12 @@ def same(first: Any, second: Any) -> bool:
 def test_a_killed_run_ends_at_the_same_weights(encoder_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(encoder_folder, tmp_path / "model")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, str(Path(__file__).with_name("training_parts.py")), str(tmp_path)]
+    command = [
+        sys.executable,
+        str(Path(__file__).with_name("training_parts.py")),
+        str(tmp_path),
+        str(torch.get_num_threads()),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -68,5 +68,5 @@ def run_options() -> Any:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(sys.argv[2]))  # as in the run it is compared with
     run_until_killed(sys.argv[1])
