@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from typing import TYPE_CHECKING, Any
@@ -84,10 +85,8 @@ class Guard:
                 began = True
                 await send(message)
 
-        try:
+        with contextlib.suppress(_TooLargeError):
             await self.app(scope, counted, sent)
-        except _TooLargeError:
-            pass
         if left < 0 and not began:
             await self._too_large()(scope, receive, send)
 
