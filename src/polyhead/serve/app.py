@@ -29,6 +29,7 @@ from polyhead.errors import (
 from polyhead.serve import shapes
 from polyhead.serve.batching import BusyError, ClosedError, Options
 from polyhead.serve.guard import Guard, failure
+from polyhead.serve.pages.site import Site, add_pages, wants_page
 
 if TYPE_CHECKING:
     from polyhead.embed import Embeddings
@@ -81,7 +82,8 @@ def create_app(service: Service, *, keys: KeyRing | None = None, local_only: boo
     app = FastAPI(
         title="Polyhead", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=_FAILURES
     )
-    _add_errors(app)
+    site = add_pages(app, service)
+    _add_errors(app, site)
     _add_state(app, service)
     _add_vectors(app, service)
     _add_search(app, service)
@@ -91,32 +93,41 @@ def create_app(service: Service, *, keys: KeyRing | None = None, local_only: boo
     return app
 
 
-def _add_errors(app: FastAPI) -> None:
+def _add_errors(app: FastAPI, site: Site) -> None:
+    def answer(request: Request, status: int, kind: str, message: str, **headers: str) -> Response:
+        """As a person or a program reads it."""
+        if not wants_page(request):
+            return failure(status, kind, message, **headers)
+        title = "The service failed here" if status >= 500 else "This cannot be answered"
+        return site.trouble(status, title, message, part="hx-request" in request.headers)
+
     @app.exception_handler(RequestValidationError)
-    async def unreadable(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def unreadable(request: Request, error: RequestValidationError) -> Response:
         first = error.errors()[:5]
         if any(one["type"] == "json_invalid" for one in first):
-            return failure(400, "invalid_request_error", f"The body is no JSON: {first[0]['ctx']['error']}.")
+            return answer(request, 400, "invalid_request_error", f"The body is no JSON: {first[0]['ctx']['error']}.")
         told = "; ".join(f"{'.'.join(str(step) for step in one['loc'][1:]) or 'body'}: {one['msg']}" for one in first)
-        return failure(422, "invalid_request_error", f"The request cannot be used as given: {told}.")
+        return answer(request, 422, "invalid_request_error", f"The request cannot be used as given: {told}.")
 
     @app.exception_handler(PolyheadError)
-    async def told(request: Request, error: PolyheadError) -> JSONResponse:
+    async def told(request: Request, error: PolyheadError) -> Response:
         status, kind = next(_STATUS[base] for base in type(error).__mro__ if base in _STATUS)
         wait = {"Retry-After": str(math.ceil(error.retry_after))} if isinstance(error, BusyError) else {}
-        return failure(status, kind, str(error), **wait)
+        return answer(request, status, kind, str(error), **wait)
 
     @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        return failure(error.status_code, "invalid_request_error", str(error.detail), **(error.headers or {}))
+    async def http(request: Request, error: HTTPException) -> Response:
+        said = f"There is nothing at {request.url.path}." if error.status_code == 404 else str(error.detail)
+        return answer(request, error.status_code, "invalid_request_error", said, **(error.headers or {}))
 
     @app.exception_handler(TimeoutError)
-    async def late(request: Request, error: TimeoutError) -> JSONResponse:
-        return failure(503, "timeout", "This took longer than the service allows; ask for less at once.")
+    async def late(request: Request, error: TimeoutError) -> Response:
+        return answer(request, 503, "timeout", "This took longer than the service allows; ask for less at once.")
 
     @app.exception_handler(Exception)
-    async def broken(request: Request, error: Exception) -> JSONResponse:
-        return failure(500, "server_error", f"The service failed ({type(error).__name__}); its log says more.")
+    async def broken(request: Request, error: Exception) -> Response:
+        said = f"The service failed ({type(error).__name__}); its log says more. Nothing that was accepted is lost."
+        return answer(request, 500, "server_error", said)
 
 
 def _add_state(app: FastAPI, service: Service) -> None:
