@@ -109,6 +109,11 @@ class Service:
             scores = (found @ asked[0]) / np.maximum(lengths, 1e-12)
         return np.clip(np.nan_to_num(scores, neginf=0.0), 0.0, 1.0)
 
+    def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
+        """Vectors ``[texts, dim]`` of length 1, as documents are encoded; waits, so not for an event loop's thread."""
+        found = self.batcher.submit(list(texts), Options(prompt=self._document_prompt())).result().dense
+        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+
     def search(self, query: str, *, k: int, strategy: str, where: str | None, language: str) -> SearchResult:
         """See :func:`polyhead.search.search_index`."""
         from polyhead.search.engine import search_index

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.responses import FileResponse, HTMLResponse, Response
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.concurrency import run_in_threadpool
 
 from polyhead import __version__
 from polyhead.errors import MissingExtraError
+from polyhead.serve.pages.papers import add_papers
+from polyhead.serve.pages.search import add_search
 
 if TYPE_CHECKING:
     from polyhead.serve.service import Service
 
 __all__ = ["Site", "add_pages", "wants_page"]
 
+_T = TypeVar("_T")
 HERE = Path(__file__).parent
 LIBRARIES = {
     "htmx.js": ("django-htmx", "django_htmx/static/django_htmx/htmx-2.min.js"),
@@ -53,10 +59,16 @@ class Site:
         template = "_trouble.html" if part else "trouble.html"
         return self.page(template, status=status, title=title, message=message, here="")
 
+    async def run(self, work: Callable[..., _T], *given: Any) -> _T:
+        """What ``work`` returns, run in a thread; within the time that the service allows."""
+        return await asyncio.wait_for(run_in_threadpool(work, *given), self.service.limits.seconds)
+
 
 def add_pages(app: FastAPI, service: Service) -> Site:
     """Add all pages and their files to the application."""
     site = Site(service)
+    add_search(app, site)
+    add_papers(app, site)
 
     @app.get("/static/{name}", include_in_schema=False)
     async def static(name: str) -> Response:
