@@ -9,6 +9,8 @@ import textwrap
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from markupsafe import Markup, escape
+
 __all__ = ["Sample", "sample_of"]
 
 
@@ -19,14 +21,14 @@ class Sample(NamedTuple):
         name: dotted.
         line: imports it.
         signature: how it is called; "" where that cannot be read.
-        summary: first sentence of its docstring.
-        example: of its docstring; "" without one.
+        summary: first paragraph of its docstring.
+        example: of its docstring, without prompts, results as comments; "" without one.
     """
 
     name: str
     line: str
     signature: str
-    summary: str
+    summary: Markup
     example: str
 
 
@@ -38,9 +40,9 @@ def sample_of(name: str) -> Sample:
     try:
         target = pkgutil.resolve_name(name)
     except (ImportError, AttributeError) as error:
-        return Sample(name, line, "", f"It cannot be loaded here: {error}", "")
+        return Sample(name, line, "", escape(f"It cannot be loaded here: {error}"), "")
     doc = inspect.getdoc(target) or ""
-    return Sample(name, line, _signature(target, last), " ".join(doc.split("\n\n")[0].split()), _example(doc))
+    return Sample(name, line, _signature(target, last), _summary(doc), _example(doc))
 
 
 def _signature(target: Any, name: str) -> str:
@@ -50,8 +52,15 @@ def _signature(target: Any, name: str) -> str:
         return ""
 
 
+def _summary(doc: str) -> Markup:
+    text = escape(" ".join(doc.split("\n\n")[0].split()))
+    # ``code`` and :class:`~names`, as docstrings have them.
+    return Markup(re.sub(r"``(.+?)``|:\w+:`~?(.+?)`", lambda found: f"<code>{found[1] or found[2]}</code>", text))
+
+
 def _example(doc: str) -> str:
     found = re.search(r"^Examples?:\n((?:[ \t]+.*\n|\n)+)", doc + "\n", re.MULTILINE)
     if found is None:
         return ""
-    return re.sub(r"\s*# doctest: .*", "", textwrap.dedent(found.group(1))).strip()
+    lines = textwrap.dedent(re.sub(r"\s*# doctest: .*", "", found.group(1))).strip().splitlines()
+    return "\n".join(line[4:] if re.match(r">>>|\.\.\.", line) else f"# {line}".rstrip() for line in lines)
