@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 from polyhead.search.filters import compile_filter
 from polyhead.search.index import Index
 from polyhead.serve import Service, create_app
+from polyhead.serve.pages import site as site_module
 from polyhead.serve.pages.asking import Ask, quoted
 from polyhead.serve.pages.marking import excerpt, marked, words_of
 from tests.serve.conftest import ServedEncoder
@@ -205,3 +206,23 @@ def test_excerpts_are_where_the_words_are() -> None:
     assert len(short) < 450
     assert excerpt("short", words_of("x")) == ("short", False)
     assert excerpt("x" * 1000, frozenset())[1]
+
+
+def test_colours_of_both_themes_can_be_read() -> None:
+    style = (Path(site_module.__file__).parent / "static" / "style.css").read_text()
+    themes = [
+        dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r"\{([^{}]*--ground:[^{}]*)\}", style)
+    ]
+    assert len(themes) == 3
+    pairs = [(ink, ground) for ink in ("ink", "soft", "accent", "bad") for ground in ("ground", "raised")]
+    for theme in themes:
+        for ink, ground in [*pairs, ("on-accent", "accent"), ("on-mark", "mark")]:
+            light, dark = sorted((luminance(theme[ink]), luminance(theme[ground])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (ink, ground)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue

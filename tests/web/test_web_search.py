@@ -135,6 +135,7 @@ def test_failures_are_told_kindly(page: Page, site: str, tolerated: list[str], s
     page.goto(site)
     page.fill("#q", "poison")
     page.wait_for_selector(".trouble:has-text('The service failed')")
+    assert page.inner_text("#said") == ""
     assert "Nothing that was accepted is lost" in page.inner_text("#results")
     shoot("search-trouble")
     ask(page, "rivers")

@@ -14,8 +14,8 @@ _COMMON = frozenset(
     """
     a about all an and any are as at be been but by can could did do does for from had has have he her his how i
     if in into is it its may me more most my no not of on one or our she should so some such than that the their
-    them then there these they this those to us was we were what when where which who whom why will with would
-    you your
+    them then there these they this those to us was we were what when where which who whom why will with without
+    would you your
     """.split()  # noqa: SIM905
 )
 WIDTH = 360
@@ -40,7 +40,11 @@ def marked(text: str, words: frozenset[str]) -> Markup:
 
 
 def excerpt(text: str, words: frozenset[str], width: int = WIDTH) -> tuple[Markup, bool]:
-    """About ``width`` characters of a text, where most different ones of ``words`` are; and whether that is not all."""
+    """About ``width`` characters of a text, where most different ones of ``words`` are; and whether that is not all.
+
+    Blank lines are left out.
+    """
+    text = re.sub(r"\s*\n\s*", "\n", text.strip())
     if len(text) <= width + LEAD:
         return marked(text, words), False
     marks = [(found.start(), stem) for found in _WORD.finditer(text) if (stem := _stem(found.group())) in words]

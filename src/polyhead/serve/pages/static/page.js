@@ -28,8 +28,14 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// What was said of the last answer does not hold for an error.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.xhr.status >= 400) document.getElementById("said")?.replaceChildren();
+});
+
 // A request that never reached the service.
 document.addEventListener("htmx:sendError", (event) => {
+  document.getElementById("said")?.replaceChildren();
   const target = event.detail.target ?? document.getElementById("main");
   const section = document.createElement("section");
   section.className = "trouble";
