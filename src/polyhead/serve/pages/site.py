@@ -16,6 +16,8 @@ from starlette.concurrency import run_in_threadpool
 
 from polyhead import __version__
 from polyhead.errors import MissingExtraError
+from polyhead.serve.pages.compare import add_compare
+from polyhead.serve.pages.heads import add_heads
 from polyhead.serve.pages.papers import add_papers
 from polyhead.serve.pages.search import add_search
 
@@ -68,6 +70,8 @@ def add_pages(app: FastAPI, service: Service) -> Site:
     """Add all pages and their files to the application."""
     site = Site(service)
     add_search(app, site)
+    add_heads(app, site)
+    add_compare(app, site)
     add_papers(app, site)
 
     @app.get("/static/{name}", include_in_schema=False)
