@@ -182,6 +182,26 @@ def test_keys_are_asked_for_compared_and_limited(tmp_path: Path, encoder: Served
         assert client.get("/metrics").status_code == 401
 
 
+def test_a_browser_signs_in_with_a_key(tmp_path: Path, encoder: ServedEncoder) -> None:
+    key = add_key(tmp_path / "keys.json", "person")
+    app = create_app(Service(encoder), keys=KeyRing(tmp_path / "keys.json"))  # type: ignore[arg-type]
+    with TestClient(app, headers={"accept": "text/html"}) as client:
+        sent = client.get("/app/papers", follow_redirects=False)
+        assert (sent.status_code, sent.headers["location"]) == (303, "/login?next=/app/papers")
+        assert client.get("/static/style.css").status_code == 200
+        wrong = client.post("/login", data={"key": "ph-no", "next": "/app/papers"})
+        assert wrong.status_code == 401
+        assert "no key of this service" in wrong.text
+        there = client.post("/login", data={"key": key, "next": "/app/papers"}, follow_redirects=False)
+        assert there.headers["location"] == "/app/papers"
+        assert "HttpOnly" in there.headers["set-cookie"]
+        assert "SameSite=strict" in there.headers["set-cookie"]
+        assert client.get("/app/papers", follow_redirects=False).status_code == 200
+        for elsewhere in ("//evil.example", "https://evil.example", "/\\evil.example"):
+            moved = client.post("/login", data={"key": key, "next": elsewhere}, follow_redirects=False)
+            assert moved.headers["location"] == "/"
+
+
 def test_rate_limits_fill_steadily() -> None:
     now = [0.0]
     limit = RateLimit(60, lambda: now[0])

@@ -29,6 +29,7 @@ from polyhead.errors import (
 from polyhead.serve import shapes
 from polyhead.serve.batching import BusyError, ClosedError, Options
 from polyhead.serve.guard import Guard, failure
+from polyhead.serve.pages.login import add_login
 from polyhead.serve.pages.site import Site, add_pages, wants_page
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def create_app(service: Service, *, keys: KeyRing | None = None, local_only: boo
         title="Polyhead", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None, responses=_FAILURES
     )
     site = add_pages(app, service)
+    if keys is not None:
+        add_login(app, site, keys)
     _add_errors(app, site)
     _add_state(app, service)
     _add_vectors(app, service)

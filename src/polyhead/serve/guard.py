@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from polyhead.serve.pages.login import COOKIE
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -17,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Guard", "failure"]
 
-OPEN = ("/health", "/ready")
+OPEN = ("/health", "/ready", "/login")
 
 
 def failure(status: int, kind: str, message: str, **headers: str) -> JSONResponse:
@@ -90,14 +94,15 @@ class Guard:
         if left < 0 and not began:
             await self._too_large()(scope, receive, send)
 
-    def _refusal(self, path: str, headers: dict[str, str]) -> JSONResponse | None:
+    def _refusal(self, path: str, headers: dict[str, str]) -> Response | None:
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self.body_bytes:
             return self._too_large()
-        if self.keys is None or path in OPEN:
+        if self.keys is None or path in OPEN or path.startswith("/static/"):
             return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        found = self.keys.find(given.strip()) if scheme.lower() == "bearer" else None
+        found = self.keys.find(_key(headers))
+        if found is None and "text/html" in headers.get("accept", ""):
+            return RedirectResponse(f"/login?next={quote(path)}", status_code=303)
         if found is None:
             message = "This service asks for a key: send the header 'Authorization: Bearer KEY'."
             return failure(401, "authentication_error", message, **{"WWW-Authenticate": "Bearer"})
@@ -110,3 +115,14 @@ class Guard:
     def _too_large(self) -> JSONResponse:
         message = f"The request is larger than the {self.body_bytes:,} bytes this service takes; send less at once."
         return failure(413, "request_too_large", message)
+
+
+def _key(headers: dict[str, str]) -> str:
+    """The key that a program sends as a header, or a browser as a cookie; "" where there is none."""
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return given.strip()
+    cookies = SimpleCookie()
+    with contextlib.suppress(CookieError):
+        cookies.load(headers.get("cookie", ""))
+    return cookies[COOKIE].value if COOKIE in cookies else ""
