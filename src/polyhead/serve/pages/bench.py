@@ -114,7 +114,6 @@ class Bench:
         self._service = service
         self._lock = threading.RLock()
         self._model: HeadedModel | None = None
-        self._refused = ""
         self._maps: OrderedDict[tuple[str, tuple[str, ...]], Map] = OrderedDict()
 
     @contextmanager
@@ -132,17 +131,14 @@ class Bench:
     def _load(self) -> HeadedModel:
         from polyhead.cli.heads import load_with_head
 
-        if self._refused:
-            raise InputError(self._refused)
         try:
             return load_with_head(self._service.model)
         except (PolyheadError, OSError, ValueError) as error:
-            self._refused = (
+            raise InputError(
                 f"The heads of '{self._service.model}' cannot be looked into here, because the model cannot be loaded "
                 f"by that name: {error} Searching goes on as before; start the service with a folder, a packaged model "
                 "(`polyhead models`) or a hub id to see its heads at work."
-            )
-            raise InputError(self._refused) from error
+            ) from error
 
     def importance(self) -> Map | None:
         """What the index measured; None without an index that has it."""

@@ -1,6 +1,20 @@
 "use strict";
 
-// Arrow keys go from cell to cell of the table of heads.
+// The table of heads is one stop of the Tab key; arrow keys go from cell to cell.
+const oneStop = (chosen) => {
+  const cells = [...document.querySelectorAll("table.cells a")];
+  const stop = chosen ?? cells.find((cell) => cell.dataset.stop) ?? cells[0];
+  cells.forEach((cell) => {
+    cell.tabIndex = cell === stop ? 0 : -1;
+    if (cell === stop) cell.dataset.stop = "yes";
+    else delete cell.dataset.stop;
+  });
+};
+document.addEventListener("DOMContentLoaded", () => oneStop());
+document.addEventListener("htmx:afterSettle", () => oneStop());
+document.addEventListener("focusin", (event) => {
+  if (event.target.matches?.("table.cells a")) oneStop(event.target);
+});
 const STEPS = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
 document.addEventListener("keydown", (event) => {
   const cell = event.target.closest?.("table.cells td");
@@ -44,11 +58,10 @@ document.addEventListener("input", (event) => {
   if (event.target.id === "gain") document.getElementById("gain-said").textContent = Number(event.target.value).toFixed(1);
 });
 
-// The head that was chosen is told to screen readers and scrolled to, and its cell stays marked.
+// The head that was chosen has the focus, so that it is read out and scrolled to; its cell stays marked.
 document.addEventListener("htmx:afterSettle", (event) => {
   if (event.detail.target?.id !== "head") return;
-  const chosen = document.getElementById("chosen");
-  chosen?.focus();
+  document.getElementById("chosen")?.focus();
 });
 document.addEventListener("click", (event) => {
   const cell = event.target.closest?.("a[data-cell]");
