@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse
@@ -94,8 +94,8 @@ class _Answers:
 def add_compare(app: FastAPI, site: Site) -> None:
     """Add the page ``/app/compare`` and the parts of it that htmx asks for."""
     service = site.service
-    labelled = Labelled(service)
     shelf = _Planes(service)
+    _add_parts(app, site, shelf)
 
     @app.get("/app/compare", include_in_schema=False)
     async def compare_page(request: Request) -> HTMLResponse:
@@ -121,6 +121,10 @@ def add_compare(app: FastAPI, site: Site) -> None:
             sets=LABELLED,
             colours=await site.run(shelf.colours) if state == "there" else (),
         )
+
+
+def _add_parts(app: FastAPI, site: Site, shelf: _Planes) -> None:
+    service, labelled = site.service, Labelled(site.service)
 
     @app.get("/app/compare/lists", include_in_schema=False)
     async def lists(request: Request) -> HTMLResponse:
@@ -205,5 +209,4 @@ class _Planes:
 
     def colours(self) -> tuple[str, ...]:
         """What points can be coloured by."""
-        plane: Any = self.plane()
-        return (*COLOURS, *plane.attributes)
+        return (*COLOURS, *self.plane().attributes)

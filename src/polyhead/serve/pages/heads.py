@@ -93,6 +93,7 @@ class Look:
 def add_heads(app: FastAPI, site: Site) -> None:
     """Add the page ``/app/heads`` and the parts of it that htmx asks for."""
     bench = Bench(site.service)
+    _add_one_head(app, site, bench)
 
     @app.get("/app/heads", include_in_schema=False)
     async def heads_page(request: Request) -> HTMLResponse:
@@ -127,6 +128,8 @@ def add_heads(app: FastAPI, site: Site) -> None:
         page.headers["HX-Replace-Url"] = look.address
         return page
 
+
+def _add_one_head(app: FastAPI, site: Site, bench: Bench) -> None:
     @app.get("/app/heads/{layer}/{head}", include_in_schema=False)
     async def head_part(request: Request, layer: int, head: int) -> HTMLResponse:
         """A head: its ranks, and its attention on a text."""

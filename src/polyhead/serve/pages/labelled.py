@@ -81,7 +81,7 @@ class Run:
         if error is None:
             return ""
         known = isinstance(error, PolyheadError)
-        return str(error) if known else f"The trial failed ({type(error).__name__}); try again."
+        return str(error) if known else f"The trial failed ({type(error).__name__}: {error}); try again."
 
 
 class Labelled:
