@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 PYTEST_ARGS ?= -n 2 --dist loadscope
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help env demo test check tests bench claims docs clean
+.PHONY: help env demo test check tests test-web bench bench-serve claims docs clean
 
 help: ## show the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-8s %s\n", $$1, $$2}'
@@ -34,6 +34,17 @@ check: $(READY) ## style and types
 tests: $(READY) ## the tests alone; PYTEST_ARGS changes how
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+CHROMIUM ?= /usr/bin/chromium
+
+test-web: $(READY) ## the pages in a real browser, and the service's schema; installs Debian's Chromium where it is missing
+	@test -x $(CHROMIUM) || apt-get install -y -q chromium || { echo "Install Chromium, or name it: make test-web CHROMIUM=..."; exit 1; }
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[web]"
+	POLYHEAD_WEB=1 POLYHEAD_CHROMIUM=$(CHROMIUM) POLYHEAD_SCREENSHOTS=$(CURDIR)/build/screenshots \
+	$(BIN)/python -m pytest tests/web tests/serve/test_served_clients.py $(PYTEST_ARGS)
+
+bench-serve: $(READY) ## the service under load, beside the bare engine
+	$(BIN)/python benchmarks/serve.py
+
 bench: $(READY) ## speed and memory against peers, and search quality, written to benchmarks/results/
 	$(BIN)/python benchmarks/encode.py
 	$(BIN)/python benchmarks/search.py
@@ -41,6 +52,9 @@ bench: $(READY) ## speed and memory against peers, and search quality, written t
 	$(BIN)/python benchmarks/composition.py
 	$(BIN)/python benchmarks/objectives.py
 	$(BIN)/python benchmarks/cache.py
+	$(BIN)/python benchmarks/flex.py
+	$(BIN)/python benchmarks/late.py
+	$(BIN)/python benchmarks/head_pooling.py
 	@mkdir -p benchmarks/results
 	for data in mrag-wikipedia cranfield limit-small; do \
 		$(BIN)/python -m polyhead evaluate retrieval --data $$data --json > benchmarks/results/$$data.json || exit 1; done

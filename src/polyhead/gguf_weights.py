@@ -49,7 +49,7 @@ def _quick_reader(stock: Any) -> Any:
     """A class like gguf's reader that steps over long lists."""
     from gguf import GGUFValueType
 
-    class QuickReader(stock):  # type: ignore[misc]
+    class QuickReader(stock):
         def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
             if raw_type != GGUFValueType.ARRAY or self.byte_order != "I":
                 return super()._get_field_parts(orig_offs, raw_type)
@@ -72,7 +72,7 @@ def _quick_reader(stock: Any) -> Any:
 
 def _strings_end(data: np.ndarray, offset: int, count: int) -> int:
     """Where ``count`` strings end that begin at ``offset``, each after its length in 8 bytes."""
-    held = memoryview(np.asarray(data))
+    held: memoryview = np.asarray(data).data
     for _ in range(count):
         offset += 8 + int.from_bytes(held[offset : offset + 8], "little")
     return offset

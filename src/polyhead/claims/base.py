@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -91,7 +92,7 @@ def run_claim(id: str, *, scale: Scale = "smoke", seed: int = 0) -> dict[str, An
         seed: of everything random.
 
     Returns:
-        The evidence as plain values, with id, scale, seed, seconds, versions and machine.
+        The evidence as plain values, with id, date, scale, seed, seconds, versions and machine.
 
     Raises:
         InputError: a paper without a claim file, or an unknown scale.
@@ -105,6 +106,7 @@ def run_claim(id: str, *, scale: Scale = "smoke", seed: int = 0) -> dict[str, An
     evidence = run(scale, seed)
     return {
         "id": id,
+        "date": datetime.now(timezone.utc).date().isoformat(),
         "scale": scale,
         "seed": seed,
         **vars(evidence),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from polyhead import __version__
-from polyhead.cli import attention, claims, evaluate, heads, lab, models, papers, search, train
+from polyhead.cli import attention, claims, evaluate, heads, lab, models, papers, search, serve, train
 
 app = typer.Typer(
     name="polyhead",
@@ -41,6 +41,7 @@ def _root(
 app.command("search")(search.search)
 app.command("index")(search.index)
 app.add_typer(evaluate.app, name="evaluate")
+app.command("serve")(serve.serve)
 app.command("models")(models.models)
 app.command("papers")(papers.papers)
 app.add_typer(heads.app, name="heads")

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from polyhead.embed import Encoder
     from polyhead.search.late.store import Precision, TokenReport, TokenStore
     from polyhead.search.planner import SearchLimits, StoredView
+    from polyhead.search.posted import Posted
     from polyhead.search.schema import IndexMeta
     from polyhead.search.store import Store
 
@@ -187,6 +188,34 @@ class Index:
             report = Update(self, found, settings, encoder_factory, progress).run(exists)
         report.seconds = time.perf_counter() - started
         return report
+
+    def put(self, documents: Sequence[Posted], encoder_factory: Callable[[], Encoder]) -> UpdateReport:
+        """Put documents that come from no file into the index, each in the place of an earlier one of its id.
+
+        Committed when it returns; :meth:`update` leaves them alone. The index is made where there is none.
+
+        Args:
+            documents: what to put; of two with one id, the later one counts.
+            encoder_factory: called only if there is something to encode.
+
+        Raises:
+            InputError: no documents, or none with text in a new index. Others as :meth:`update`.
+        """
+        from polyhead.search.posted import put
+
+        with self._writing():
+            return put(self, documents, encoder_factory)
+
+    def remove(self, ids: Sequence[str]) -> int:
+        """Take documents that :meth:`put` put out of the index; gives how many there were. Committed when it returns.
+
+        Raises:
+            IndexBusyError: another process is writing it. IndexStorageError: it cannot be read or written.
+        """
+        from polyhead.search.posted import remove
+
+        with self._writing():
+            return remove(self, ids)
 
     @property
     def tokens(self) -> TokenStore:

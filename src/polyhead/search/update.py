@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from polyhead.embed import ChunkEmbeddings, Encoder
     from polyhead.search.index import Index
 
-__all__ = ["Update"]
+__all__ = ["POSTED", "Update"]
+
+POSTED = "posted:"
+"""Begins the path of a document that was put into the index and comes from no file (a file's path is relative)."""
 
 BATCH_PIECES = 1_024
 BATCH_CHARACTERS = 1_000_000
@@ -98,11 +101,33 @@ class Update:
         self._report.total_chunks = self._store.count()
         return self._report
 
+    def put(self, documents: Sequence[tuple[FileStamp, Document]], exists: bool) -> UpdateReport:
+        """Instead of :meth:`run`: documents from no file, each in the place of an earlier one of its path."""
+        known: set[str] = set()
+        existing: dict[str, dict[str, Existing]] = {}
+        if exists:
+            self._store = self._index.store
+            existing = existing_rows(self._store, [stamp.path for stamp, _ in documents])
+            known = {row["path"] for row in self._store.files().to_pylist()}
+        self._to_do = len(documents)
+        for stamp, document in documents:
+            digest = document_hash(document)
+            file = FileInHand(stamp, digest, stamp.path not in known, existing.get(stamp.path, {}), documents=1)
+            self._add(document, file)
+            self._finish(file)
+        self._flush()
+        if self._store is None:
+            raise InputError("The documents hold no text; give at least one with some.")
+        self._report.upkeep = self._store.tidy(exact_rows=SearchLimits().exact_rows)
+        self._report.total_chunks = self._store.count()
+        return self._report
+
     # What there is ------------------------------------------------------------------------------------------------
 
     def _open(self) -> dict[str, dict[str, Any]]:
+        """The files that the index knows, by path; documents that come from no file are not among them."""
         self._store = self._index.store
-        return {row["path"]: row for row in self._store.files().to_pylist()}
+        return {row["path"]: row for row in self._store.files().to_pylist() if not row["path"].startswith(POSTED)}
 
     def _refuse_another_folder(self, known: dict[str, Any], stamps: dict[str, FileStamp]) -> None:
         """A wrong --index must not empty an index of other files; a folder that moved is welcome."""

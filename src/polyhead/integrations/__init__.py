@@ -1,0 +1,1 @@
+"""Polyhead inside other frameworks: retrievers for LangChain and LlamaIndex (extra ``integrations``)."""
