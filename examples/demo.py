@@ -33,7 +33,9 @@ def main() -> None:
     for question in QUESTIONS:
         polyhead("search", STDLIB, question, "-k", "8", "--explain")
     print("\nNow your own files:  .venv/bin/polyhead search PATH 'what you want to know, and what else'")
-    print(f"Or look at it in a browser:  .venv/bin/polyhead serve {shlex.quote(STDLIB)}  and open http://127.0.0.1:8000")
+    print(
+        f"Or look at it in a browser:  .venv/bin/polyhead serve {shlex.quote(STDLIB)}  and open http://127.0.0.1:8000"
+    )
 
 
 if __name__ == "__main__":
