@@ -101,7 +101,7 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     try:
         wait_until_ready(port)
-        asyncio.run(drive(port, texts, 8, options.texts, 3))  # warm
+        asyncio.run(drive(port, texts, max(CLIENTS), options.texts, 5))  # to the largest passes there will be
         memory = psutil.Process(server.pid).memory_info().rss
         rows = []
         for clients in CLIENTS:
