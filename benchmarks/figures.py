@@ -109,6 +109,75 @@ def heads(found: dict[str, Any]) -> str:
     return table(["CPU time on one thread", *subjects], rows)
 
 
+def late(found: dict[str, Any]) -> str:
+    """How much of exact MaxSim each kind of candidates holds, and what each stage takes."""
+
+    def recall(values: dict[str, Any], count: str) -> str:
+        return f"{values[count]['value']:.3f} ({values[count]['low']:.2f}–{values[count]['high']:.2f})"
+
+    rows = []
+    for one in found["encodings"]:
+        stages = [f"{one['median_ms'][stage]:.1f}" for stage in ("encode_question", "candidates", "rescore")]
+        name = f"{one['numbers']} numbers{', fitted' if one['fitted'] else ''}"
+        rows.append([name, recall(one["recall"], "100"), recall(one["recall"], "200"), *stages])
+    pooled = found["mean_pooling_recall"]
+    rows.append(["mean of the token vectors", recall(pooled, "100"), recall(pooled, "200"), "", "", ""])
+    words = (
+        f"{found['data']}: {found['documents']:,} documents of {found['tokens']:,} tokens, {found['questions']} "
+        f"questions of {found['question_tokens']:.0f} tokens, {found['threads']} thread. An exact scan of all takes "
+        f"{found['exact_scan_ms']:,.0f} ms a question."
+    )
+    head = ["candidates by", "recall of MaxSim's first 10 in 100", "in 200", "encode, ms", "find, ms", "score, ms"]
+    return f"{words}\n\n{table(head, rows)}"
+
+
+def head_pooling(found: dict[str, Any]) -> str:
+    """Spearman on STS 2015 of each fitted vector."""
+    rows = []
+    for one in found["rows"]:
+        low, high = one["interval"]
+        gain = "" if "difference" not in one else f"{one['difference']:+.3f}"
+        if "difference_interval" in one:
+            gain += " ({:+.3f} to {:+.3f})".format(*one["difference_interval"])
+        pairs = str(one.get("pairs", "")) if one["vector"] != "dense" else ""
+        rows.append([one["model"], one["vector"], pairs, f"{one['spearman']:.3f} ({low:.3f}–{high:.3f})", gain])
+    return table(["model", "vector", "scored pairs", "mean Spearman, STS 2015", "beside dense"], rows)
+
+
+def serve(found: dict[str, Any]) -> str:
+    """Throughput and latency of the service beside the bare engine."""
+    rows = [
+        [
+            str(one["clients"]),
+            f"{one['texts_per_second']:.0f}",
+            f"{one['ratio']:.2f}",
+            *(f"{one[name]:,.0f}" for name in ("p50_ms", "p95_ms", "p99_ms")),
+            str(one["requests"]),
+            str(one["out_of_order"] + one["refused"]),
+            f"{one['least_cosine_to_the_engines']:.5f}",
+        ]
+        for one in found["rows"]
+    ]
+    memory = found["memory_mib"]
+    words = (
+        f"{found['backend']}, {found['machine']['cores']} cores shared with the clients, {found['texts_a_request']} "
+        f"texts a request. Memory after warming {memory['after_warming']:.0f} MiB, "
+        f"{memory['grown']:.0f} more at the end."
+    )
+    head = [
+        "clients",
+        "texts/s",
+        "of the bare engine",
+        "p50, ms",
+        "p95",
+        "p99",
+        "requests",
+        "wrong or refused",
+        "least cosine",
+    ]
+    return f"{words}\n\n{table(head, rows)}"
+
+
 def quality(reports: dict[str, dict[str, Any]]) -> str:
     """Chosen metrics of the evaluation reports, a table for each data set."""
     parts = []
@@ -144,6 +213,8 @@ def figures() -> dict[str, str]:
     reports = {name: found for name in QUALITY if (found := read(name))}
     blocks = {name: block(name, make) for name, make in (("encode", encode), ("search", search))}
     blocks |= {name: block(name, make) for name, make in (("heads", heads), ("cache", cache))}
+    made = (("late", late), ("head_pooling", head_pooling), ("serve", serve))
+    blocks |= {name: block(name, make) for name, make in made}
     return {**blocks, "quality": quality(reports)}
 
 
