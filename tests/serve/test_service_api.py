@@ -67,7 +67,7 @@ def test_a_body_sent_in_pieces_is_counted_too(client: TestClient) -> None:
 
 def test_rerank_puts_the_matching_document_first(client: TestClient) -> None:
     documents = ["red green", {"text": "blue sky above"}, "blue"]
-    for strategy in ("dense", "late"):
+    for strategy in ("dense", "late", "both"):
         body = {"query": "blue sky", "documents": documents, "strategy": strategy, "return_documents": True}
         results = client.post("/v1/rerank", json=body).json()["results"]
         scores = [one["relevance_score"] for one in results]

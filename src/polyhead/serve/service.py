@@ -89,7 +89,7 @@ class Service:
             query: the question.
             documents: texts.
             strategy: "late": mean over the question's tokens of the best cosine with a token of the document;
-                "dense": cosine of the two vectors, of which no negative ones are given.
+                "dense": cosine of the two vectors; "both": the mean of the two. No negative ones are given.
 
         Raises:
             InputError: a text longer than the limit, or a question without a token.
@@ -97,16 +97,19 @@ class Service:
         from polyhead.search.late.scoring import maxsim
 
         self._check_lengths([query, *documents])
-        if strategy == "late":
+        scores = np.zeros(len(documents))
+        if strategy in ("late", "both"):
             asked = self.encoder.encode_tokens([query], query=True).vectors
             if not len(asked):
                 raise InputError("The query has no token to match; give one with words.")
-            scores = maxsim(asked, self.encoder.encode_tokens(documents)) / len(asked)
-        else:
+            scores += maxsim(asked, self.encoder.encode_tokens(documents)) / len(asked)
+        if strategy in ("dense", "both"):
             asked = self.encoder.encode_query([query]).dense
             found = self.batcher.submit(list(documents), Options(prompt=self._document_prompt())).result().dense
             lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(asked)
-            scores = (found @ asked[0]) / np.maximum(lengths, 1e-12)
+            scores += (found @ asked[0]) / np.maximum(lengths, 1e-12)
+        if strategy == "both":
+            scores /= 2
         return np.clip(np.nan_to_num(scores, neginf=0.0), 0.0, 1.0)
 
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray:

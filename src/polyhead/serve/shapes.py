@@ -95,7 +95,9 @@ class RerankRequest(BaseModel):
     model: str | None = None
     top_n: int | None = Field(None, ge=1, description="Give the best so many; all where absent.")
     return_documents: bool = False
-    strategy: Literal["late", "dense"] = Field("late", description="Token by token, or one vector a text.")
+    strategy: Literal["both", "late", "dense"] = Field(
+        "both", description="One vector a text, token by token, or the mean of the two."
+    )
 
 
 class RerankResult(BaseModel):
