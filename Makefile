@@ -54,6 +54,7 @@ bench: $(READY) ## speed and memory against peers, and search quality, written t
 	$(BIN)/python benchmarks/cache.py
 	$(BIN)/python benchmarks/flex.py
 	$(BIN)/python benchmarks/late.py
+	$(BIN)/python benchmarks/rerank.py
 	$(BIN)/python benchmarks/head_pooling.py
 	@mkdir -p benchmarks/results
 	for data in mrag-wikipedia cranfield limit-small; do \
