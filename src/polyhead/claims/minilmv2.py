@@ -77,6 +77,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         data=f"AG News and STS 2013-14, {len(texts)} texts to learn; STS 2015, {len(test)} pairs to test",
         model=f"{_TEACHER} and a student of 2 layers, width 192, 12 heads",
         notes=f"{steps} steps from random weights, one seed, nothing fine-tuned afterwards, where the paper trains for "
-        "hundreds of thousands of steps and judges on GLUE.",
+        "hundreds of thousands of steps and judges on GLUE. Since one full run in which relations beat attention "
+        "maps (0.414 to 0.377) and not the untrained student (0.522), the rule asks for both.",
         details={"steps": steps},
     )
