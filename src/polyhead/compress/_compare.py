@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from polyhead.compress.report import Report, cost_of
 from polyhead.heads.tasks import Task, run_task
 from polyhead.structure import probe_inputs
 
 if TYPE_CHECKING:
     from polyhead.model import HeadedModel
 
-__all__ = ["change_of", "difference_of", "output_of", "quality_of", "random_inputs", "tolerance_of"]
+__all__ = ["change_of", "difference_of", "output_of", "quality_of", "random_inputs", "report_of", "tolerance_of"]
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -66,3 +67,25 @@ def quality_of(task: Task | None, before: HeadedModel, after: HeadedModel) -> tu
     found = [run_task(task, each) for each in (before, after)]
     first, second = (task.quality(each, np.arange(len(each))) for each in found)
     return (first, second), task.metric
+
+
+def report_of(
+    before: HeadedModel,
+    after: HeadedModel,
+    task: Task | None,
+    *,
+    parity: float | None = None,
+    details: dict[str, Any] | None = None,
+) -> Report:
+    """What a transform did: cost, a task's quality, and the change of the output on random inputs."""
+    inputs = random_inputs(before)
+    quality, metric = quality_of(task, before, after)
+    return Report(
+        cost_of(before),
+        cost_of(after),
+        parity=parity,
+        quality=quality,
+        metric=metric,
+        change=change_of(output_of(after, inputs), output_of(before, inputs)),
+        details=details or {},
+    )

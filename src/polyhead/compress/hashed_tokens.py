@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from polyhead.compress._compare import change_of, output_of, quality_of, random_inputs
+from polyhead.compress._compare import report_of
 from polyhead.compress.hashing import HashEmbedding, collisions
-from polyhead.compress.report import Report, cost_of
+from polyhead.compress.report import Report
 from polyhead.errors import InputError, UnreadableModelError
 from polyhead.heads.tasks import Task
 from polyhead.papers import paper
@@ -106,22 +106,14 @@ def hash_tokens(
     made.to(old.weight)
     module.set_input_embeddings(made)
     smaller = HeadedModel(module, name=model.name, files=model.files)
-    inputs = random_inputs(model)
-    before_after, metric = quality_of(task, model, smaller)
     weighted = weights[:, None] * torch.stack([lost.square(), old.weight.detach().float().cpu().square()]).sum(2).T
-    return smaller, Report(
-        cost_of(model),
-        cost_of(smaller),
-        quality=before_after,
-        metric=metric,
-        change=change_of(output_of(smaller, inputs), output_of(model, inputs)),
-        details={
-            "rows": rows,
-            "hashes": hashes,
-            "share of the embedding lost": float(weighted[:, 0].sum() / weighted[:, 1].sum()),
-            **collisions(keys, made.table),
-        },
-    )
+    details = {
+        "rows": rows,
+        "hashes": hashes,
+        "share of the embedding lost": float(weighted[:, 0].sum() / weighted[:, 1].sum()),
+        **collisions(keys, made.table),
+    }
+    return smaller, report_of(model, smaller, task, details=details)
 
 
 def _embedding_of(model: HeadedModel, module: Any) -> Any:

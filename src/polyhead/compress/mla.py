@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import nn
 
-from polyhead.compress._compare import change_of, output_of, quality_of, random_inputs
+from polyhead.compress._compare import report_of
 from polyhead.compress._replace import Replacement, linear_of, parity_or_refuse, replaced, turned
-from polyhead.compress.report import Report, cost_of
+from polyhead.compress.report import Report
 from polyhead.errors import InputError
 from polyhead.heads.tasks import Task
 from polyhead.papers import paper
@@ -299,17 +299,8 @@ def to_mla(
         refuse=_REFUSED,
     )
     smaller = HeadedModel(module, name=model.name, files=model.files)
-    inputs = random_inputs(model)
-    before_after, metric = quality_of(task, model, smaller)
-    return smaller, Report(
-        cost_of(model),
-        cost_of(smaller),
-        parity=parity,
-        quality=before_after,
-        metric=metric,
-        change=change_of(output_of(smaller, inputs), output_of(model, inputs)),
-        details={"rank": rank, "rope pairs": kept, "factors": factors},
-    )
+    details = {"rank": rank, "rope pairs": kept, "factors": factors}
+    return smaller, report_of(model, smaller, task, parity=parity, details=details)
 
 
 def _full_rank(layer: AttentionLayer, kept: int) -> int:

@@ -15,6 +15,7 @@ from polyhead.compress._compare import (
     output_of,
     quality_of,
     random_inputs,
+    report_of,
     tolerance_of,
 )
 from polyhead.compress.report import Report, cost_of
@@ -194,10 +195,7 @@ def tie_key_values(
     """
     groups = _groups_of(model, kv_heads, grouping)
     tied = _tied(model, groups, pool, seed)
-    inputs = random_inputs(model)
-    before_after, metric = quality_of(task, model, tied)
-    change = change_of(output_of(tied, inputs), output_of(model, inputs))
-    return tied, Report(cost_of(model), cost_of(tied), quality=before_after, metric=metric, change=change)
+    return tied, report_of(model, tied, task)
 
 
 def _groups_of(model: HeadedModel, kv_heads: int, grouping: Grouping) -> list[list[list[int]]]:

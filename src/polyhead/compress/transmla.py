@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from polyhead.compress._compare import change_of, output_of, quality_of, random_inputs
+from polyhead.compress._compare import report_of
 from polyhead.compress._replace import Replacement, linear_of, parity_or_refuse, replaced, turned
-from polyhead.compress.report import Report, cost_of
+from polyhead.compress.report import Report
 from polyhead.errors import InputError
 from polyhead.heads.tasks import Task
 from polyhead.papers import paper
@@ -176,14 +176,4 @@ def gqa_to_mla(model: HeadedModel, *, balance: bool = False, task: Task | None =
     module = replaced(model, lambda layer: ExpandedAttention(layer, balance), refuse=_REFUSED)
     parity = parity_or_refuse(model, module)
     expanded = HeadedModel(module, name=model.name, files=model.files)
-    inputs = random_inputs(model)
-    before_after, metric = quality_of(task, model, expanded)
-    return expanded, Report(
-        cost_of(model),
-        cost_of(expanded),
-        parity=parity,
-        quality=before_after,
-        metric=metric,
-        change=change_of(output_of(expanded, inputs), output_of(model, inputs)),
-        details={"balance": balance},
-    )
+    return expanded, report_of(model, expanded, task, parity=parity, details={"balance": balance})
