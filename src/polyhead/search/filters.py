@@ -5,12 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Iterable
 from datetime import datetime, timezone
 from typing import NamedTuple
 
 from polyhead.errors import InputError
 
-__all__ = ["COLUMNS", "compile_filter"]
+__all__ = ["COLUMNS", "compile_filter", "is_one_of", "quoted"]
 
 COLUMNS: dict[str, str] = {
     "id": "text",
@@ -215,8 +216,14 @@ def _number(token: _Token) -> float:
     return float(token.value)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A text of the filter language, and of SQL; quotes in it are doubled, so that it ends where it should."""
     return "'" + text.replace("'", "''") + "'"
+
+
+def is_one_of(column: str, values: Iterable[str]) -> str:
+    """SQL for "``column`` is one of ``values``", of which there is at least one."""
+    return f"`{column}` IN ({', '.join(map(quoted, values))})"
 
 
 class _Column:
@@ -260,7 +267,7 @@ class _Column:
         if wanted == "number":
             return self._checked_number(token)
         if wanted == "text":
-            return _quoted(_plain(token))
+            return quoted(_plain(token))
         try:
             moment = datetime.fromisoformat(_plain(token).strip().replace("Z", "+00:00"))
             if moment.tzinfo is not None:
@@ -283,7 +290,7 @@ class _Attribute(_Column):
 
     def _token(self, value: str) -> str:
         key = re.escape(json.dumps(self.name, ensure_ascii=False))
-        return f"regexp_match(attributes, {_quoted(f'[{{,]{key}:({value})[,}}]')})[1]"
+        return f"regexp_match(attributes, {quoted(f'[{{,]{key}:({value})[,}}]')})[1]"
 
     @property
     def _any(self) -> str:
@@ -308,4 +315,4 @@ class _Attribute(_Column):
         return f"({self._any} IS {'NOT ' if negated else ''}NULL)"
 
     def _value(self, token: _Token) -> str:
-        return _quoted(json.dumps(_plain(token), ensure_ascii=False)) if token.kind == "text" else _quoted(token.value)
+        return quoted(json.dumps(_plain(token), ensure_ascii=False)) if token.kind == "text" else quoted(token.value)

@@ -56,8 +56,7 @@ def remove(index: Index, ids: Sequence[str]) -> int:
     """See :meth:`polyhead.search.Index.remove`, which holds the lock."""
     if not index.exists():
         return 0
-    paths = {POSTED + clean(one) for one in ids}
-    known = [row["path"] for row in index.store.files().to_pylist() if row["path"] in paths]
+    known = index.store.files(list({POSTED + clean(one) for one in ids}))["path"].to_pylist()
     index.store.delete_paths(known)
     index.store.delete_files(known)
     return len(known)

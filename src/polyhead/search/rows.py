@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from polyhead.errors import PolyheadError
+from polyhead.search.filters import is_one_of
 from polyhead.search.heads import head_statistics, prepare_heads
 from polyhead.search.ingest import Document, FileStamp
 from polyhead.search.schema import IndexMeta, chunk_schema, files_schema, fixed_size_lists
@@ -251,8 +252,7 @@ def file_rows(records: Sequence[dict[str, Any]]) -> pa.Table:
 
 def existing_rows(store: Store, paths: Iterable[str]) -> dict[str, dict[str, Existing]]:
     """Path -> document -> its rows, for files that may have some already."""
-    listed = ", ".join("'" + path.replace("'", "''") + "'" for path in paths)
-    table = store.rows(["id", "doc_id", "path", "content_hash", "start"], f"`path` IN ({listed})")
+    table = store.rows(["id", "doc_id", "path", "content_hash", "start"], is_one_of("path", paths))
     found: dict[str, dict[str, Existing]] = {}
     for one, doc_id, path, digest, start in zip(*(column.to_pylist() for column in table.columns[:5]), strict=True):
         rows = found.setdefault(path, {}).setdefault(doc_id, Existing())

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from polyhead.errors import IndexStorageError, InputError
 from polyhead.search.faults import is_conflict, story, told
-from polyhead.search.filters import compile_filter
+from polyhead.search.filters import compile_filter, is_one_of
 from polyhead.search.schema import CHUNKS, FILES, IndexMeta, chunk_schema, files_schema
 
 if TYPE_CHECKING:
@@ -214,8 +214,8 @@ class Store:
     def delete_rows(self, table: Any, column: str, values: Sequence[str]) -> None:
         """Remove the rows of a table of this index that have one of ``values`` in ``column``."""
         for start in range(0, len(values), IDS_AT_ONCE):
-            listed = ", ".join("'" + value.replace("'", "''") + "'" for value in values[start : start + IDS_AT_ONCE])
-            self._commit(lambda listed=listed: table.delete(f"`{column}` IN ({listed})"))  # type: ignore[misc]
+            some = is_one_of(column, values[start : start + IDS_AT_ONCE])
+            self._commit(lambda some=some: table.delete(some))  # type: ignore[misc]
 
     def _commit(self, write: Callable[[], _T]) -> _T:
         """Run a write; where another process committed first and the two cannot be joined, run it again."""
@@ -230,10 +230,14 @@ class Store:
 
     # Reading ------------------------------------------------------------------------------------------------------
 
-    def files(self) -> pa.Table:
-        """The records of all files (:func:`files_schema`)."""
+    def files(self, paths: Sequence[str] | None = None) -> pa.Table:
+        """The records of all files (:func:`files_schema`), or of those at ``paths``."""
         with told(self.uri, "read"):
-            return self._files.to_arrow()
+            if paths is None:
+                return self._files.to_arrow()
+            if not paths:
+                return files_schema().empty_table()
+            return self._files.search().where(is_one_of("path", paths), prefilter=True).to_arrow()
 
     def rows(self, columns: Sequence[str], sql: str | None = None) -> pa.Table:
         """Some columns of all chunks that pass ``sql`` (as :func:`compile_filter` gives it)."""

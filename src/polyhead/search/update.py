@@ -107,8 +107,9 @@ class Update:
         existing: dict[str, dict[str, Existing]] = {}
         if exists:
             self._store = self._index.store
-            existing = existing_rows(self._store, [stamp.path for stamp, _ in documents])
-            known = {row["path"] for row in self._store.files().to_pylist()}
+            paths = [stamp.path for stamp, _ in documents]
+            existing = existing_rows(self._store, paths)
+            known = set(self._store.files(paths)["path"].to_pylist())
         self._to_do = len(documents)
         for stamp, document in documents:
             digest = document_hash(document)

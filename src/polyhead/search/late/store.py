@@ -14,6 +14,7 @@ import pyarrow as pa
 from polyhead.embed.tokens import TokenVectors
 from polyhead.errors import InputError
 from polyhead.search.faults import told
+from polyhead.search.filters import is_one_of
 from polyhead.search.late.muvera import FDEEncoder, default_encoder
 from polyhead.search.late.words import token_text
 from polyhead.search.schema import fixed_size_lists
@@ -136,8 +137,7 @@ class TokenStore:
         return [one for one in wanted if have.get(one) != wanted[one]], [one for one in have if one not in wanted]
 
     def _encode(self, ids: Sequence[str], encoder: Encoder, precision: Precision) -> None:
-        listed = ", ".join("'" + one.replace("'", "''") + "'" for one in ids)
-        chunks = self._store.rows(["id", "content_hash", "title", "start", "text"], f"`id` IN ({listed})").to_pylist()
+        chunks = self._store.rows(["id", "content_hash", "title", "start", "text"], is_one_of("id", ids)).to_pylist()
         encoded = encoder.encode_tokens([token_text(row["title"], row["start"], row["text"]) for row in chunks])
         if not self.exists():
             self._create(encoded.vectors, precision)

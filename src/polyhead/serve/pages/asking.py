@@ -6,20 +6,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import date, timedelta
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 from polyhead.errors import InputError
+from polyhead.search.filters import quoted
 from polyhead.search.strategies import DEFAULT_STRATEGY
 from polyhead.search.update import POSTED
 
 if TYPE_CHECKING:
     from polyhead.search.index import Index
 
-__all__ = ["Ask", "Choices", "choices_of", "quoted"]
+__all__ = ["Ask", "Choices", "choices_of", "from_address"]
 
+_T = TypeVar("_T")
 MOST_HITS = 100
 MOST_FOLDERS = 200
+
+
+def from_address(kind: type[_T], given: Mapping[str, str]) -> _T:
+    """A dataclass of strings from the parameters of an address; what is blank or missing has its default."""
+    known = {field.name: given.get(field.name, "").strip() for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in known.items() if value})
 
 
 @dataclass(frozen=True)
@@ -46,8 +54,7 @@ class Ask:
     @classmethod
     def read(cls, given: Mapping[str, str]) -> Ask:
         """From the parameters of a request; what is blank has its default."""
-        known = {field.name: given.get(field.name, "").strip() for field in fields(cls)}
-        return cls(**{name: value for name, value in known.items() if value})
+        return from_address(cls, given)
 
     @property
     def strategies(self) -> list[str]:
@@ -102,11 +109,6 @@ class Ask:
             ]
             tests.append(f"({below[0]} OR {below[1]})")
         return " AND ".join(tests) or None
-
-
-def quoted(text: str) -> str:
-    """A text of the filter language; quotes in it are doubled, so that it ends where it should."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _day(text: str, later: int = 0) -> date:

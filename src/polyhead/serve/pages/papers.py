@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -15,6 +15,7 @@ from fastapi.responses import HTMLResponse, Response
 from polyhead.errors import InputError
 from polyhead.papers import Paper, catalogue, evidence, find, search_papers
 from polyhead.papers.cards import STATES
+from polyhead.serve.pages.asking import from_address
 from polyhead.serve.pages.cardsearch import LIKENESS, CardSearch
 from polyhead.serve.pages.evidenceview import found_on, plot_of
 from polyhead.serve.pages.feed import atom
@@ -45,8 +46,7 @@ class PaperAsk:
     @classmethod
     def read(cls, given: Mapping[str, str]) -> PaperAsk:
         """From the parameters of a request; what is blank has its default."""
-        known = {field.name: given.get(field.name, "").strip() for field in fields(cls)}
-        return cls(**{name: value for name, value in known.items() if value})
+        return from_address(cls, given)
 
     @property
     def address(self) -> str:
