@@ -22,7 +22,7 @@ from polyhead.structure import AttentionLayer, find_attention_layers
 from polyhead.surgery import PRUNED_FILE, read_pruned, remove_heads
 from polyhead.tap import AttentionCall
 
-__all__ = ["AttentionCall", "AttentionLayer", "HeadedModel", "Recording", "load"]
+__all__ = ["AttentionCall", "AttentionLayer", "HeadedModel", "Recording", "load", "load_with_head"]
 
 RECORDABLE = ("heads", "tokens", "attention")
 # transformers makes an empty tokenizer up where a folder has none of these.
@@ -86,6 +86,22 @@ def load(
     if resolved is not None:
         _cut_pruned(part, name, resolved)
     return HeadedModel(part, name=name, files=resolved, trust_remote_code=trust_remote_code)
+
+
+def load_with_head(name: str) -> HeadedModel:
+    """A decoder with its language-model head, so that it can be judged by what it predicts; anything else as it is.
+
+    Raises:
+        ModelNotFoundError, UnreadableModelError: see :func:`load`.
+    """
+    resolved = resolve(name)
+    decoder = resolved.gguf_file is not None
+    if not decoder and not (Path(resolved.path) / "modules.json").is_file():
+        from transformers import AutoConfig
+
+        config = AutoConfig.from_pretrained(resolved.path)
+        decoder = any(kind.endswith("ForCausalLM") for kind in config.architectures or ())
+    return load(name, lm_head=decoder)
 
 
 class HeadedModel:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from polyhead.claims._metric_learning import by_class, recall_at_1
 from polyhead.claims.base import Evidence, Scale, verdict_of
+from polyhead.evaluate.vectors import unit
 from polyhead.objectives import InfoNCE, Objective
 from polyhead.pooling import AttentionPooler, GeneralizedSumPooler, MaxPooler, MeanPooler, Pooler, ZeroShotPrototypeLoss
 
@@ -90,8 +91,8 @@ class _Model(nn.Module):
 def _bags(shared: int, seed: list[int]) -> _Bags:
     """Bags of 20 classes; the shared centres are those of the run, whatever the part."""
     generator = np.random.default_rng(seed)
-    around = _unit(np.random.default_rng(seed[:1]).normal(size=(_CLUSTERS, _DIM)))
-    centres = _unit(generator.normal(size=(_CLASSES, _DIM)))
+    around = unit(np.random.default_rng(seed[:1]).normal(size=(_CLUSTERS, _DIM)))
+    centres = unit(generator.normal(size=(_CLASSES, _DIM)))
     labels = np.repeat(np.arange(_CLASSES), _EACH)
     states = around[generator.integers(_CLUSTERS, size=(len(labels), _TOKENS))]
     own = np.arange(_TOKENS) >= shared
@@ -100,10 +101,6 @@ def _bags(shared: int, seed: list[int]) -> _Bags:
     return _Bags(
         torch.tensor(states, dtype=torch.float32), torch.tensor(labels), torch.tensor(np.tile(own, (len(labels), 1)))
     )
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def _train(arm: str, data: _Bags, steps: int, seed: int) -> _Model:

@@ -12,6 +12,7 @@ from polyhead.embed import Encoder
 from polyhead.evaluate.datasets import RetrievalData, load_retrieval
 from polyhead.evaluate.limit import critical_n, sign_rank_bounds
 from polyhead.evaluate.statistics import bootstrap_interval
+from polyhead.evaluate.vectors import unit
 from polyhead.search.late import maxsim
 
 
@@ -33,7 +34,7 @@ def run(scale: Scale, seed: int) -> Evidence:
         "bm25": _bm25(data, questions),
     }
     for size in (32, 128):
-        scores[f"dense, first {size} numbers"] = _unit(vectors[:, :size]) @ _unit(documents[:, :size]).T
+        scores[f"dense, first {size} numbers"] = unit(vectors[:, :size]) @ unit(documents[:, :size]).T
     recalls = {(name, k): _recall(each, relevant, k) for name, each in scores.items() for k in (2, 10)}
     gap = bootstrap_interval(recalls["late", 2] - recalls["dense", 2], seed=seed)
     intervals = {f"{name} recall@{k}": bootstrap_interval(each, seed=seed) for (name, k), each in recalls.items()}
@@ -84,7 +85,3 @@ def _bm25(data: RetrievalData, questions: list[str]) -> np.ndarray:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.lower())
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

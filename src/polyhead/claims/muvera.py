@@ -8,6 +8,7 @@ from polyhead.claims.base import Evidence, Scale, verdict_of
 from polyhead.embed import Encoder, TokenVectors
 from polyhead.evaluate.datasets import load_retrieval
 from polyhead.evaluate.statistics import bootstrap_interval
+from polyhead.evaluate.vectors import unit
 from polyhead.search.late import FDEEncoder
 from polyhead.search.view import SCORES_AT_ONCE
 
@@ -27,7 +28,7 @@ def run(scale: Scale, seed: int) -> Evidence:
     count = max(20, len(texts) // 14)
     seeds = range(seed, seed + (2 if smoke else 5))
     found = {"single tokens": _recalls([_by_token(each) for each in best], top, count)}
-    pooled = _means(queries) @ _unit(_means(documents)).T
+    pooled = _means(queries) @ unit(_means(documents)).T
     found["mean pooling"] = _recalls(np.argsort(-pooled, axis=1, kind="stable"), top, count)
     for size, (repetitions, planes, projected) in _SIZES.items():
         of_seeds = []
@@ -84,7 +85,3 @@ def _recalls(orders: list[np.ndarray] | np.ndarray, top: list[set[int]], count: 
 
 def _means(texts: TokenVectors) -> np.ndarray:
     return np.array([text.mean(0) for text in texts])
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

@@ -58,6 +58,8 @@ def measure(
     Example: `polyhead heads measure all-MiniLM-L6-v2 gradient-importance --data sts-2012 --plot map.png`
     """
     chosen = _score(score, settings or [])
+    from polyhead.model import load_with_head
+
     headed = load_with_head(model)
     with progress_bar("Measuring", "steps") as progress:
         found = chosen.score(headed, _data(chosen, headed, data, limit), progress=progress)
@@ -136,6 +138,8 @@ def act(
     if (name == "steer") != (toward is not None):
         raise InputError("--steer needs --toward FILE (texts, one a line), and --toward is for --steer only.")
     head_map = HeadMap.load(path)
+    from polyhead.model import load_with_head
+
     headed = load_with_head(model)
     heads = chosen_heads(head_map, fraction, highest=highest)
     task = task_for(headed, evaluate, limit=limit, seed=seed)
@@ -150,23 +154,6 @@ def act(
     if pruned:
         said = (f"{key} {value:.2g}" if isinstance(value, float) else f"{key} {value}" for key, value in pruned.items())
         console.print("  " + ", ".join(said), highlight=False)
-
-
-def load_with_head(name: str) -> HeadedModel:
-    """A decoder with its language-model head, so that it can be judged by what it predicts; anything else as it is."""
-    import polyhead
-    from polyhead.hub import resolve
-
-    resolved = resolve(name)
-    decoder = resolved.gguf_file is not None
-    if not decoder:
-        from transformers import AutoConfig
-
-        folder = Path(resolved.path)
-        if not (folder / "modules.json").is_file():
-            config = AutoConfig.from_pretrained(resolved.path)
-            decoder = any(kind.endswith("ForCausalLM") for kind in config.architectures or ())
-    return polyhead.load(name, lm_head=decoder)
 
 
 def _score(name: str, settings: list[str]) -> Score:

@@ -26,6 +26,7 @@ from polyhead.errors import (
     InputError,
     PolyheadError,
 )
+from polyhead.evaluate.vectors import unit
 from polyhead.serve import shapes
 from polyhead.serve.batching import BusyError, ClosedError, Options
 from polyhead.serve.guard import Guard, failure
@@ -259,8 +260,7 @@ def _inputs(given: Any) -> tuple[list[Any], bool]:
 def _shortened(vectors: np.ndarray, dimensions: int | None) -> np.ndarray:
     if dimensions is None or dimensions == vectors.shape[1]:
         return vectors
-    kept = vectors[:, :dimensions]
-    return kept / np.maximum(np.linalg.norm(kept, axis=1, keepdims=True), 1e-12)
+    return unit(vectors[:, :dimensions])
 
 
 def _base64(vector: np.ndarray) -> str:

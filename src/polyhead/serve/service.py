@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polyhead.errors import InputError
+from polyhead.evaluate.vectors import unit
 from polyhead.serve.batching import Batcher, Options, SharedEncoder
 from polyhead.serve.limits import Limits
 from polyhead.serve.metrics import Metrics
@@ -104,10 +105,7 @@ class Service:
                 raise InputError("The query has no token to match; give one with words.")
             scores += maxsim(asked, self.encoder.encode_tokens(documents)) / len(asked)
         if strategy in ("dense", "both"):
-            asked = self.encoder.encode_query([query]).dense
-            found = self.batcher.submit(list(documents), Options(prompt=self._document_prompt())).result().dense
-            lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(asked)
-            scores += (found @ asked[0]) / np.maximum(lengths, 1e-12)
+            scores += self.encode_documents(documents) @ unit(self.encoder.encode_query([query]).dense)[0]
         if strategy == "both":
             scores /= 2
         return np.clip(np.nan_to_num(scores, neginf=0.0), 0.0, 1.0)
@@ -115,7 +113,7 @@ class Service:
     def encode_documents(self, texts: Sequence[str]) -> np.ndarray:
         """Vectors ``[texts, dim]`` of length 1, as documents are encoded; waits, so not for an event loop's thread."""
         found = self.batcher.submit(list(texts), Options(prompt=self._document_prompt())).result().dense
-        return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        return unit(found)
 
     def search(self, query: str, *, k: int, strategy: str, where: str | None, language: str) -> SearchResult:
         """See :func:`polyhead.search.search_index`."""

@@ -129,7 +129,7 @@ class Bench:
             yield self._model
 
     def _load(self) -> HeadedModel:
-        from polyhead.cli.heads import load_with_head
+        from polyhead.model import load_with_head
 
         try:
             return load_with_head(self._service.model)

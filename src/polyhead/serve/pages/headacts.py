@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from polyhead.errors import InputError
+from polyhead.evaluate.vectors import unit
 from polyhead.search.update import POSTED
 from polyhead.serve.pages.bench import check_head, token_texts
 
@@ -131,11 +132,7 @@ def _vectors(
     graph = EncoderGraph(model, recipe.pooling or ("mean",), recipe, (0,)).eval()
     graph.with_heads = False
     before, after = _both(model, place, gain, lambda: graph(inputs["input_ids"], inputs["attention_mask"]))
-    return _unit(before), _unit(after)
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+    return unit(before), unit(after)
 
 
 def _similarity(model: HeadedModel, place: tuple[int, int], gain: float, texts: tuple[str, str]) -> Change:
