@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from starlette.requests import HTTPConnection
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from polyhead.serve.pages.login import COOKIE
@@ -68,8 +68,7 @@ class Guard:
             self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        refused = self._refusal(scope["path"], headers)
+        refused = self._refusal(HTTPConnection(scope))
         if refused is not None:
             await refused(scope, receive, send)
             return
@@ -94,13 +93,14 @@ class Guard:
         if left < 0 and not began:
             await self._too_large()(scope, receive, send)
 
-    def _refusal(self, path: str, headers: dict[str, str]) -> Response | None:
+    def _refusal(self, asked: HTTPConnection) -> Response | None:
+        path, headers = asked.scope["path"], asked.headers
         length = headers.get("content-length", "0")
         if not length.isdigit() or int(length) > self.body_bytes:
             return self._too_large()
         if self.keys is None or path in OPEN or path.startswith("/static/"):
             return None
-        found = self.keys.find(_key(headers))
+        found = self.keys.find(_key(asked))
         if found is None and "text/html" in headers.get("accept", ""):
             return RedirectResponse(f"/login?next={quote(path)}", status_code=303)
         if found is None:
@@ -117,12 +117,7 @@ class Guard:
         return failure(413, "request_too_large", message)
 
 
-def _key(headers: dict[str, str]) -> str:
+def _key(asked: HTTPConnection) -> str:
     """The key that a program sends as a header, or a browser as a cookie; "" where there is none."""
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
-        return given.strip()
-    cookies = SimpleCookie()
-    with contextlib.suppress(CookieError):
-        cookies.load(headers.get("cookie", ""))
-    return cookies[COOKIE].value if COOKIE in cookies else ""
+    scheme, _, given = asked.headers.get("authorization", "").partition(" ")
+    return given.strip() if scheme.lower() == "bearer" else asked.cookies.get(COOKIE, "")
